@@ -2,6 +2,10 @@
 
 #[cfg(feature = "daemon")]
 pub mod api;
+#[cfg(feature = "daemon")]
+pub mod config;
 pub mod disk;
 pub mod id;
+#[cfg(feature = "daemon")]
+pub mod observe;
 pub mod plan;
