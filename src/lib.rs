@@ -9,3 +9,4 @@ pub mod id;
 #[cfg(feature = "daemon")]
 pub mod observe;
 pub mod plan;
+pub mod runtime;

@@ -1,0 +1,133 @@
+//! Listing and killing the processes of a cgroup and of all below it.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::errno::Errno;
+use nix::sys::signal::{self, Signal};
+use nix::unistd::Pid;
+
+use super::error::CgroupError;
+use super::{Cgroup, file};
+
+/// Deepest nesting looked into.
+const MAX_DEPTH: u32 = 64;
+/// Most cgroups looked into in one listing.
+const MAX_CGROUPS: u32 = 100_000;
+/// How often processes that appear while others are killed are listed again.
+const MAX_ROUNDS: u32 = 1000;
+
+impl Cgroup {
+    /// The processes in it and below it, sorted; zombies are not among them.
+    ///
+    /// # Errors
+    /// [`CgroupError::Kernel`]; a cgroup that is gone has none.
+    pub fn pids(&self) -> Result<Vec<i32>, CgroupError> {
+        Ok(self.pid_set()?.into_iter().collect())
+    }
+
+    fn pid_set(&self) -> Result<BTreeSet<i32>, CgroupError> {
+        let tracking = self.hierarchies.tracking();
+        let mut pids = BTreeSet::new();
+        let Some(dir) = self.dir(tracking) else { return Ok(pids) };
+        let mut budget = MAX_CGROUPS;
+        collect(dir, MAX_DEPTH, &mut budget, &mut pids).map_err(|errno| {
+            let object = self.hierarchies.get(tracking).object(self.path.relative());
+            CgroupError::kernel("list the processes of cgroup", object, errno)
+        })?;
+        Ok(pids)
+    }
+
+    /// Sends a signal to every process in it and below it; those born meanwhile may be missed.
+    ///
+    /// Returns how many got it.
+    ///
+    /// # Errors
+    /// [`CgroupError::Value`] if the number is no signal; [`CgroupError::Kernel`] if one could not be signalled.
+    pub fn signal_all(&self, number: i32) -> Result<usize, CgroupError> {
+        let signal = Signal::try_from(number).map_err(|_| CgroupError::Value {
+            what: format!("signal {number}"),
+            reason: "it is no signal of this system".to_owned(),
+        })?;
+        self.signal_set(&self.pid_set()?, signal)
+    }
+
+    fn signal_set(&self, pids: &BTreeSet<i32>, signal: Signal) -> Result<usize, CgroupError> {
+        let mut reached = 0;
+        for &pid in pids {
+            match signal::kill(Pid::from_raw(pid), signal) {
+                Ok(()) => reached += 1,
+                Err(Errno::ESRCH) => {}
+                Err(errno) => {
+                    let object = format!("process {pid} of cgroup {}", self.path.as_str());
+                    return Err(CgroupError::kernel("signal", object, errno));
+                }
+            }
+        }
+        Ok(reached)
+    }
+
+    /// Sends SIGKILL to everything in it and below it, nothing escaping by forking; does not wait for the deaths.
+    ///
+    /// # Errors
+    /// [`CgroupError::Kernel`]; [`CgroupError::Unkillable`] on kernels without `cgroup.kill` if processes fork
+    /// faster than they die. A cgroup that is gone is no error.
+    pub fn kill(&self) -> Result<(), CgroupError> {
+        if let Some(unified) = self.hierarchies.unified().and_then(|i| self.dir(i)) {
+            match file::write(unified, "cgroup.kill", "1") {
+                Ok(()) => return Ok(()),
+                // ENOENT: before Linux 5.14. EOPNOTSUPP: a threaded cgroup has no processes of its own.
+                Err(Errno::ENOENT | Errno::EOPNOTSUPP) => {}
+                Err(Errno::ENODEV) => return Ok(()),
+                Err(errno) => {
+                    let object = format!("unified:{}", self.path.as_str());
+                    return Err(CgroupError::kernel("kill cgroup", object, errno));
+                }
+            }
+        }
+        self.kill_one_by_one()
+    }
+
+    /// A process with a SIGKILL pending cannot fork, so once a listing shows nobody new, all are doomed.
+    fn kill_one_by_one(&self) -> Result<(), CgroupError> {
+        let mut doomed = BTreeSet::new();
+        for _ in 0..MAX_ROUNDS {
+            let pids = self.pid_set()?;
+            self.signal_set(&pids, Signal::SIGKILL)?;
+            if pids.is_subset(&doomed) {
+                return Ok(());
+            }
+            doomed = pids;
+        }
+        Err(CgroupError::Unkillable { path: self.path.as_str().to_owned(), rounds: MAX_ROUNDS })
+    }
+}
+
+fn collect(dir: BorrowedFd<'_>, depth: u32, budget: &mut u32, pids: &mut BTreeSet<i32>) -> nix::Result<()> {
+    *budget = budget.checked_sub(1).ok_or(Errno::E2BIG)?;
+    let text = match file::read(dir, "cgroup.procs") {
+        // Removed meanwhile.
+        Err(Errno::ENOENT | Errno::ENODEV) => return Ok(()),
+        // A threaded cgroup: its processes are listed by the cgroup above.
+        Err(Errno::EOPNOTSUPP) => String::new(),
+        text => text?,
+    };
+    // 0 is a process of another PID namespace, which cannot be named from here.
+    pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|pid| *pid > 0));
+    let depth = depth.checked_sub(1).ok_or(Errno::ELOOP)?;
+    for child in gone_is_empty(file::children(dir))? {
+        match file::open_dir(dir, &child) {
+            Ok(child) => collect(child.as_fd(), depth, budget, pids)?,
+            Err(Errno::ENOENT) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+fn gone_is_empty(children: nix::Result<Vec<String>>) -> nix::Result<Vec<String>> {
+    match children {
+        Err(Errno::ENOENT | Errno::ENODEV) => Ok(Vec::new()),
+        other => other,
+    }
+}

@@ -1,0 +1,224 @@
+//! Cgroups: where a container's processes are counted, limited and killed.
+//!
+//! A [`Cgroup`] is one path in every hierarchy of the host ([`Hierarchies`]), its directories held open; all
+//! work is done from those descriptors. Processes enter it by themselves through an [`Entry`], between clone
+//! and exec, because the kernel makes anybody else who moves a process wait for an RCU grace period.
+//!
+//! Invariants:
+//! - a [`path::CgroupPath`] is checked before anything is touched: paths can come from requests;
+//! - controllers are enabled on v2 in the cgroups above, never in a container's own, which has processes;
+//! - limits are all written or none: what was written before a failure is put back;
+//! - only what a `Cgroup` made above itself is removed with it, and only once it is empty.
+//!
+//! It never moves a process out of a cgroup, and never freezes.
+//!
+//! Rules followed: Documentation/admin-guide/cgroup-v1, …/cgroup-v2.rst; OCI runtime specification,
+//! config-linux "Control groups" for the meaning of the limits.
+
+mod detect;
+mod entry;
+mod error;
+mod file;
+mod kill;
+mod path;
+mod record;
+#[cfg(test)]
+mod root_tests;
+mod tree;
+mod v1;
+mod v2;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use nix::errno::Errno;
+
+pub use detect::{Hierarchies, Hierarchy, Mounted, Version};
+pub use entry::Entry;
+pub use error::CgroupError;
+pub use record::sweep;
+
+use path::CgroupPath;
+use record::Made;
+
+/// One cgroup path in all hierarchies.
+#[derive(Debug, Clone)]
+pub struct Cgroup {
+    hierarchies: Hierarchies,
+    path: CgroupPath,
+    /// One per hierarchy; `None` where it does not exist.
+    dirs: Vec<Option<Place>>,
+    /// The cgroups above that were made for it, outermost first.
+    made: Vec<Made>,
+}
+
+/// A cgroup's directory in one hierarchy.
+#[derive(Debug, Clone)]
+struct Place {
+    fd: Arc<OwnedFd>,
+    /// False: the directory belongs to the cgroup this one is a tracker of.
+    own: bool,
+}
+
+impl Cgroup {
+    /// Makes the cgroup in each hierarchy, with all that is missing above it, ready to be entered.
+    ///
+    /// One that exists is taken as it is. On v1 the cpuset is filled from the one above; on v2 the controllers
+    /// we know are enabled in the cgroups above. If a step fails, what was made is removed again.
+    ///
+    /// # Errors
+    /// [`CgroupError::Path`] for a path that is not absolute, is the root, or is otherwise malformed;
+    /// [`CgroupError::Kernel`] for what the kernel refuses.
+    pub fn create(h: &Hierarchies, path: &str) -> Result<Self, CgroupError> {
+        let path = CgroupPath::parse(path)?;
+        let mut cgroup = Self { hierarchies: h.clone(), dirs: Vec::with_capacity(h.len()), made: Vec::new(), path };
+        let mut made_here = Vec::with_capacity(h.len());
+        let done = (0..h.len()).try_for_each(|i| cgroup.create_in(i, &mut made_here));
+        match done {
+            Ok(()) => Ok(cgroup),
+            Err(e) => {
+                cgroup.undo_create(&made_here);
+                Err(e)
+            }
+        }
+    }
+
+    fn create_in(&mut self, index: usize, made_here: &mut Vec<usize>) -> Result<(), CgroupError> {
+        let hierarchies = self.hierarchies.clone();
+        let h = hierarchies.get(index);
+        let new = tree::make(h, &self.path)?;
+        for ancestor in new.ancestors {
+            Made::add(&mut self.made, &ancestor, h.label());
+        }
+        if new.made {
+            made_here.push(index);
+        }
+        self.dirs.push(Some(Place { fd: Arc::new(new.fd), own: true }));
+        if h.is_v2() {
+            // Beside v1, v2 is there for tracking and killing; see `apply` for the controllers it may carry.
+            if hierarchies.version() == Version::V2 {
+                v2::enable_above(h, &self.path, v2::KNOWN)?;
+            }
+        } else if h.controllers().iter().any(|c| c == "cpuset") {
+            v1::fill_cpuset(h, &self.path)?;
+        }
+        Ok(())
+    }
+
+    /// Takes a half-made cgroup away; what cannot be removed was not ours alone.
+    fn undo_create(&self, made_here: &[usize]) {
+        for &i in made_here {
+            tree::remove_dir(self.hierarchies.get(i), self.path.relative()).ok();
+        }
+        self.remove_made();
+    }
+
+    /// Opens a cgroup that exists in at least one hierarchy, without anything made above it.
+    ///
+    /// # Errors
+    /// [`CgroupError::Path`] as [`Cgroup::create`]; [`CgroupError::Kernel`] with `ENOENT` if no hierarchy has it.
+    pub fn open(h: &Hierarchies, path: &str) -> Result<Self, CgroupError> {
+        let path = CgroupPath::parse(path)?;
+        let dirs = (0..h.len()).map(|i| open_place(h.get(i), &path)).collect::<Result<Vec<_>, _>>()?;
+        if dirs.iter().all(Option::is_none) {
+            return Err(CgroupError::kernel("open cgroup", path.as_str().to_owned(), Errno::ENOENT));
+        }
+        Ok(Self { hierarchies: h.clone(), path, dirs, made: Vec::new() })
+    }
+
+    /// The path, from the root of each hierarchy.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        self.path.as_str()
+    }
+
+    /// The hierarchies it is in.
+    #[must_use]
+    pub fn hierarchies(&self) -> &Hierarchies {
+        &self.hierarchies
+    }
+
+    /// Its directory in the hierarchy that carries `controller`, if there is one.
+    #[must_use]
+    pub fn directory(&self, controller: &str) -> Option<BorrowedFd<'_>> {
+        self.dir(self.hierarchies.position(controller)?)
+    }
+
+    fn dir(&self, index: usize) -> Option<BorrowedFd<'_>> {
+        self.dirs[index].as_ref().map(|place| place.fd.as_fd())
+    }
+
+    /// Makes a sub-cgroup for one exec session, so that the session can be killed as a whole.
+    ///
+    /// It exists only in the hierarchy used for tracking; in the others its processes are in this cgroup, and its
+    /// [`Cgroup::entry`] leads there. Its limits are this cgroup's.
+    ///
+    /// # Errors
+    /// [`CgroupError::Path`] if `name` is no single component; [`CgroupError::Kernel`] as mkdir(2).
+    pub fn tracker(&self, name: &str) -> Result<Self, CgroupError> {
+        let path = self.path.child(name)?;
+        let tracking = self.hierarchies.tracking();
+        let h = self.hierarchies.get(tracking);
+        let new = tree::make(h, &path)?;
+        if !h.is_v2() && h.controllers().iter().any(|c| c == "cpuset") {
+            v1::fill_cpuset(h, &path)?;
+        }
+        let lend = |place: &Option<Place>| place.as_ref().map(|p| Place { fd: Arc::clone(&p.fd), own: false });
+        let mut dirs: Vec<_> = self.dirs.iter().map(lend).collect();
+        dirs[tracking] = Some(Place { fd: Arc::new(new.fd), own: true });
+        Ok(Self { hierarchies: self.hierarchies.clone(), path, dirs, made: Vec::new() })
+    }
+
+    /// Removes it with everything below, then the cgroups above that were made for it and are empty.
+    ///
+    /// A cgroup that is gone already is no error. Every hierarchy is tried, whatever the others say.
+    ///
+    /// # Errors
+    /// [`CgroupError::Busy`] while processes remain: kill, wait a moment and call again.
+    pub fn remove(&self) -> Result<(), CgroupError> {
+        let mut first = Ok(());
+        for (i, place) in self.dirs.iter().enumerate() {
+            if place.as_ref().is_some_and(|p| p.own) {
+                first = first.and(tree::remove(self.hierarchies.get(i), &self.path));
+            }
+        }
+        first?;
+        self.remove_made();
+        Ok(())
+    }
+
+    /// How often the kernel killed a process because its limit was reached, in it or below it. 0 if unknown.
+    #[must_use]
+    pub fn oom_kills(&self) -> u64 {
+        let Some(index) = self.hierarchies.position("memory") else { return 0 };
+        let Some(dir) = self.dir(index) else { return 0 };
+        let name = if self.hierarchies.get(index).is_v2() { "memory.events" } else { "memory.oom_control" };
+        file::read(dir, name).ok().and_then(|text| keyed(&text, "oom_kill")).unwrap_or(0)
+    }
+}
+
+fn open_place(h: &Hierarchy, path: &CgroupPath) -> Result<Option<Place>, CgroupError> {
+    match file::open_dir(h.root(), path.relative()) {
+        Ok(fd) => Ok(Some(Place { fd: Arc::new(fd), own: true })),
+        Err(Errno::ENOENT) => Ok(None),
+        Err(errno) => Err(CgroupError::kernel("open cgroup", h.object(path.relative()), errno)),
+    }
+}
+
+/// The number after `key` in a file of "key number" lines.
+fn keyed(text: &str, key: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_matched_whole() {
+        let text = "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n";
+        assert_eq!(keyed(text, "oom_kill"), Some(3));
+        assert_eq!(keyed(text, "oom"), None);
+        assert_eq!(keyed("", "oom_kill"), None);
+    }
+}

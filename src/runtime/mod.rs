@@ -1,0 +1,3 @@
+//! From a plan to a process: what the kernel is asked to do for a pod.
+
+pub mod cgroup;
