@@ -10,3 +10,4 @@ pub mod id;
 pub mod observe;
 pub mod plan;
 pub mod runtime;
+pub mod sys;
