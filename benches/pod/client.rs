@@ -1,0 +1,250 @@
+//! The one CRI client that drives every daemon through the same pod.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use aril::api::cri;
+use aril::api::service::cri::runtime_service_client::RuntimeServiceClient;
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tokio::time::sleep;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::Result;
+use crate::processes::WORKLOAD_MARK;
+use crate::samples::{Pod, op};
+
+/// What the workload prints once it obeys SIGTERM.
+pub const READY: &str = "ready";
+
+/// The workload: the first process of a PID namespace ignores SIGTERM until it says what to do
+/// with it; then it reads from a pipe that nobody writes to.
+pub const WORKLOAD: &[&str] = &["/bin/sh", "-c", "trap 'exit 0' TERM; mkfifo /wait; echo ready; read line <>/wait"];
+
+/// Limits of the workload, as kubelet would give a small burstable pod.
+pub const CPU_SHARES: i64 = 102;
+pub const MEMORY_LIMIT_BYTES: i64 = 64 << 20;
+pub const OOM_SCORE_ADJ: i64 = 1000;
+
+#[derive(Debug)]
+pub struct Client {
+    runtime: RuntimeServiceClient<Channel>,
+    handler: String,
+    image: String,
+    cgroup: String,
+    logs: PathBuf,
+    serial: u32,
+}
+
+/// A pod that is up.
+#[derive(Debug)]
+pub struct Up {
+    sandbox_id: String,
+    container_id: String,
+}
+
+/// What a daemon is told beside the pod itself.
+#[derive(Debug)]
+pub struct Setting {
+    pub socket: PathBuf,
+    /// CRI runtime handler; empty: the daemon's default.
+    pub handler: String,
+    pub image: String,
+    pub cgroup: String,
+    /// For container logs.
+    pub logs: PathBuf,
+}
+
+/// A channel to a unix socket; connects with the first call.
+pub fn channel(socket: &Path) -> Channel {
+    let socket = socket.to_owned();
+    // The address only fills the request's authority.
+    Endpoint::from_static("http://localhost").connect_with_connector_lazy(tower::service_fn(move |_| {
+        let socket = socket.clone();
+        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+    }))
+}
+
+impl Client {
+    /// Waits until the daemon answers.
+    pub async fn connect(setting: Setting, mut alive: impl FnMut() -> Result<()>) -> Result<Client> {
+        let mut runtime = RuntimeServiceClient::new(channel(&setting.socket));
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while let Err(status) = runtime.version(cri::VersionRequest::default()).await {
+            alive()?;
+            if Instant::now() > deadline {
+                return Err(format!("the daemon at {} gives no answer: {status}", setting.socket.display()).into());
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+        let Setting { handler, image, cgroup, logs, .. } = setting;
+        Ok(Client { runtime, handler, image, cgroup, logs, serial: 0 })
+    }
+
+    /// One pod from its start to its removal.
+    pub async fn pod(&mut self) -> Result<Pod> {
+        let mut pod = Pod::default();
+        let up = self.up(&mut pod).await?;
+        self.exec(&up, &mut pod).await?;
+        self.down(&up, &mut pod).await?;
+        Ok(pod)
+    }
+
+    /// Run, create, start; returns once the workload obeys SIGTERM.
+    pub async fn up(&mut self, pod: &mut Pod) -> Result<Up> {
+        self.serial += 1;
+        let name = format!("bench-{}", self.serial);
+        let config = self.sandbox_config(&name);
+        let run = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: self.handler.clone() };
+        let start = Instant::now();
+        let sandbox_id = self.runtime.run_pod_sandbox(run).await?.into_inner().pod_sandbox_id;
+        pod.push(op::RUN, start.elapsed());
+
+        let create = cri::CreateContainerRequest {
+            pod_sandbox_id: sandbox_id.clone(),
+            config: Some(self.container_config(&name)),
+            sandbox_config: Some(config),
+        };
+        let start = Instant::now();
+        let container_id = self.runtime.create_container(create).await?.into_inner().container_id;
+        pod.push(op::CREATE, start.elapsed());
+
+        let request = cri::StartContainerRequest { container_id: container_id.clone() };
+        let start = Instant::now();
+        self.runtime.start_container(request).await?;
+        pod.push(op::START, start.elapsed());
+
+        self.await_ready(&name).await?;
+        Ok(Up { sandbox_id, container_id })
+    }
+
+    async fn exec(&mut self, up: &Up, pod: &mut Pod) -> Result<()> {
+        let request = cri::ExecSyncRequest {
+            container_id: up.container_id.clone(),
+            cmd: vec!["/bin/true".to_owned()],
+            timeout: 10,
+        };
+        let start = Instant::now();
+        let answer = self.runtime.exec_sync(request).await?.into_inner();
+        pod.push(op::EXEC, start.elapsed());
+        if answer.exit_code != 0 {
+            return Err(format!("`true` exited with {}", answer.exit_code).into());
+        }
+        Ok(())
+    }
+
+    /// Stop and remove the container, then the sandbox.
+    pub async fn down(&mut self, up: &Up, pod: &mut Pod) -> Result<()> {
+        let container_id = || up.container_id.clone();
+        let request = cri::StopContainerRequest { container_id: container_id(), timeout: 10 };
+        let start = Instant::now();
+        self.runtime.stop_container(request).await?;
+        pod.push(op::STOP, start.elapsed());
+        self.check_obeyed(container_id()).await?;
+
+        let start = Instant::now();
+        self.runtime.remove_container(cri::RemoveContainerRequest { container_id: container_id() }).await?;
+        pod.push(op::REMOVE, start.elapsed());
+
+        let pod_sandbox_id = || up.sandbox_id.clone();
+        let start = Instant::now();
+        self.runtime.stop_pod_sandbox(cri::StopPodSandboxRequest { pod_sandbox_id: pod_sandbox_id() }).await?;
+        pod.push(op::STOP_POD, start.elapsed());
+
+        let start = Instant::now();
+        self.runtime.remove_pod_sandbox(cri::RemovePodSandboxRequest { pod_sandbox_id: pod_sandbox_id() }).await?;
+        pod.push(op::REMOVE_POD, start.elapsed());
+        Ok(())
+    }
+
+    /// A stop that had to kill would not be the one that is measured.
+    async fn check_obeyed(&mut self, container_id: String) -> Result<()> {
+        let request = cri::ContainerStatusRequest { container_id, verbose: false };
+        let status = self.runtime.container_status(request).await?.into_inner().status.unwrap_or_default();
+        if status.state() != cri::ContainerState::ContainerExited || status.exit_code != 0 {
+            return Err(
+                format!("after its stop the workload is {:?}, exit code {}", status.state(), status.exit_code).into()
+            );
+        }
+        Ok(())
+    }
+
+    async fn await_ready(&self, name: &str) -> Result<()> {
+        let log = self.logs.join(name).join("workload.log");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !std::fs::read_to_string(&log).is_ok_and(|text| text.contains(READY)) {
+            if Instant::now() > deadline {
+                return Err(format!("{} never said that the workload is ready", log.display()).into());
+            }
+            sleep(Duration::from_millis(1)).await;
+        }
+        Ok(())
+    }
+
+    fn sandbox_config(&self, name: &str) -> cri::PodSandboxConfig {
+        let security_context = cri::LinuxSandboxSecurityContext {
+            namespace_options: Some(namespaces()),
+            seccomp: Some(unconfined()),
+            ..Default::default()
+        };
+        cri::PodSandboxConfig {
+            metadata: Some(cri::PodSandboxMetadata {
+                name: name.to_owned(),
+                uid: format!("uid-{name}"),
+                namespace: "bench".to_owned(),
+                attempt: 0,
+            }),
+            log_directory: self.logs.join(name).to_string_lossy().into_owned(),
+            labels: BTreeMap::from([("app".to_owned(), "bench".to_owned())]),
+            linux: Some(cri::LinuxPodSandboxConfig {
+                cgroup_parent: self.cgroup.clone(),
+                security_context: Some(security_context),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }
+    }
+
+    fn container_config(&self, name: &str) -> cri::ContainerConfig {
+        let (key, value) = WORKLOAD_MARK.split_once('=').unwrap_or_default();
+        let resources = cri::LinuxContainerResources {
+            cpu_shares: CPU_SHARES,
+            memory_limit_in_bytes: MEMORY_LIMIT_BYTES,
+            oom_score_adj: OOM_SCORE_ADJ,
+            ..Default::default()
+        };
+        let security_context = cri::LinuxContainerSecurityContext {
+            namespace_options: Some(namespaces()),
+            seccomp: Some(unconfined()),
+            ..Default::default()
+        };
+        cri::ContainerConfig {
+            metadata: Some(cri::ContainerMetadata { name: format!("{name}-workload"), attempt: 0 }),
+            image: Some(cri::ImageSpec { image: self.image.clone(), ..Default::default() }),
+            command: WORKLOAD.iter().map(|&arg| arg.to_owned()).collect(),
+            envs: vec![cri::KeyValue { key: key.to_owned(), value: value.as_bytes().to_vec() }],
+            log_path: "workload.log".to_owned(),
+            linux: Some(cri::LinuxContainerConfig {
+                resources: Some(resources),
+                security_context: Some(security_context),
+            }),
+            ..Default::default()
+        }
+    }
+}
+
+/// The host's network; a PID namespace for the container and an IPC namespace for the pod.
+fn namespaces() -> cri::NamespaceOption {
+    let mut options = cri::NamespaceOption::default();
+    options.set_network(cri::NamespaceMode::Node);
+    options.set_pid(cri::NamespaceMode::Container);
+    options.set_ipc(cri::NamespaceMode::Pod);
+    options
+}
+
+fn unconfined() -> cri::SecurityProfile {
+    let mut profile = cri::SecurityProfile::default();
+    profile.set_profile_type(cri::security_profile::ProfileType::Unconfined);
+    profile
+}

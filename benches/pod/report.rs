@@ -1,0 +1,155 @@
+//! The results, as a table for people and as JSON for programs.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use comfy_table::{CellAlignment, Table, presets};
+use serde_json::{Value, json};
+
+use crate::memory::Reading;
+use crate::samples::{Samples, Summary, op};
+use crate::{Result, Runtime};
+
+/// The network of the pods measured here.
+const NETWORK: &str = "host";
+
+/// A start that takes longer than this fails `--smoke`, on however busy a machine.
+const SMOKE_LIMIT: Duration = Duration::from_millis(50);
+
+#[derive(Debug)]
+pub struct Report {
+    iterations: u32,
+    versions: Vec<(Runtime, String)>,
+    omitted: Vec<(Runtime, String)>,
+    rows: Vec<(Runtime, &'static str, Summary)>,
+    memory: Vec<(Runtime, Reading)>,
+}
+
+impl Report {
+    pub fn new(iterations: u32) -> Report {
+        Report { iterations, versions: vec![], omitted: vec![], rows: vec![], memory: vec![] }
+    }
+
+    pub fn version(&mut self, runtime: Runtime, version: String) {
+        self.versions.push((runtime, version));
+    }
+
+    /// Says why a runtime is not in the table.
+    pub fn omit(&mut self, runtime: Runtime, why: &str) {
+        self.omitted.push((runtime, why.to_owned()));
+    }
+
+    pub fn memory(&mut self, runtime: Runtime, reading: Reading) {
+        self.memory.push((runtime, reading));
+    }
+
+    pub fn rows(&mut self, runtimes: &[Runtime], samples: &Samples) {
+        for &op in op::ALL {
+            for &runtime in runtimes {
+                self.rows.extend(samples.summary(runtime, op).map(|summary| (runtime, op, summary)));
+            }
+        }
+    }
+
+    fn p50(&self, runtime: Runtime, op: &str) -> Option<Duration> {
+        self.rows.iter().find(|row| row.0 == runtime && row.1 == op).map(|row| row.2.p50)
+    }
+
+    pub fn print(&self) {
+        println!("host network, {} pods each, one at a time; milliseconds", self.iterations);
+        for (runtime, version) in &self.versions {
+            println!("  {}: {version}", runtime.name());
+        }
+        for (runtime, why) in &self.omitted {
+            println!("  {}: left out, {why}", runtime.name());
+        }
+        println!("{}", self.times());
+        if !self.memory.is_empty() {
+            println!("\nmemory (PSS); per pod: all processes beside daemon and workload\n{}", self.memories());
+        }
+    }
+
+    fn times(&self) -> Table {
+        let mut table = table(&["operation", "runtime", "min", "p50", "p99", "p50 / aril"], 2);
+        let mut last = "";
+        for (runtime, op, summary) in &self.rows {
+            let ratio = self.p50(Runtime::Aril, op).map(|aril| summary.p50.as_secs_f64() / aril.as_secs_f64());
+            let shown = if *op == last { "" } else { op };
+            last = op;
+            table.add_row([
+                shown.to_owned(),
+                runtime.name().to_owned(),
+                format!("{:.2}", millis(summary.min)),
+                format!("{:.2}", millis(summary.p50)),
+                format!("{:.2}", millis(summary.p99)),
+                ratio.map_or_else(String::new, |ratio| format!("{ratio:.1}×")),
+            ]);
+        }
+        table
+    }
+
+    fn memories(&self) -> Table {
+        let mut table = table(&["runtime", "pods", "daemon KiB", "per pod KiB"], 1);
+        for (runtime, reading) in &self.memory {
+            let per_pod = if reading.pods == 0 { String::new() } else { format!("{:.0}", reading.per_pod_pss_kib) };
+            let (pods, daemon) = (reading.pods.to_string(), reading.daemon_pss_kib.to_string());
+            table.add_row([runtime.name().to_owned(), pods, daemon, per_pod]);
+        }
+        table
+    }
+
+    fn json(&self) -> Value {
+        let row = |(runtime, op, summary): &(Runtime, &str, Summary)| {
+            json!({
+                "runtime": runtime.name(), "network": NETWORK, "op": op, "n": summary.n,
+                "min_ms": millis(summary.min), "p50_ms": millis(summary.p50), "p99_ms": millis(summary.p99),
+            })
+        };
+        let memory = |(runtime, reading): &(Runtime, Reading)| {
+            json!({
+                "runtime": runtime.name(), "pods": reading.pods,
+                "daemon_pss_kib": reading.daemon_pss_kib, "per_pod_pss_kib": reading.per_pod_pss_kib,
+            })
+        };
+        json!({
+            "rows": self.rows.iter().map(row).collect::<Vec<_>>(),
+            "memory": self.memory.iter().map(memory).collect::<Vec<_>>(),
+        })
+    }
+
+    pub fn write(&self, path: &Path) -> Result<()> {
+        fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
+        fs::write(path, format!("{:#}\n", self.json())).map_err(|e| format!("write {}: {e}", path.display()))?;
+        println!("\nwritten to {}", path.display());
+        Ok(())
+    }
+
+    /// Holds on any machine: every row is there, and a pod's start is far from that of the peers.
+    pub fn check_smoke(&self, runtimes: &[Runtime]) -> Result<()> {
+        for &runtime in runtimes {
+            for &op in op::ALL {
+                let p50 = self.p50(runtime, op).ok_or_else(|| format!("no row {op} of {}", runtime.name()))?;
+                if op == op::UP && p50 > SMOKE_LIMIT {
+                    return Err(format!("{op} of {} took {p50:?}, more than {SMOKE_LIMIT:?}", runtime.name()).into());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// With a header, its columns from `numbers` on set to the right.
+fn table(header: &[&str], numbers: usize) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(header.iter().copied());
+    for column in table.column_iter_mut().skip(numbers) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+/// To the microsecond.
+fn millis(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
