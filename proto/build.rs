@@ -13,7 +13,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let daemon = env::var_os("CARGO_FEATURE_DAEMON").is_some();
 
     let internal = protox::compile(["proto/plan.proto", "proto/shim.proto"], ["."])?;
-    prost_build::Config::new().compile_fds(internal)?;
+    // Sorted maps: equal messages have equal bytes and equal text.
+    prost_build::Config::new().btree_map(["."]).compile_fds(internal)?;
     if !daemon {
         return Ok(());
     }

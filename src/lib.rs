@@ -3,9 +3,13 @@
 #[cfg(feature = "daemon")]
 pub mod api;
 #[cfg(feature = "daemon")]
+pub mod compile;
+#[cfg(feature = "daemon")]
 pub mod config;
 pub mod disk;
 pub mod id;
+#[cfg(feature = "daemon")]
+pub mod node;
 #[cfg(feature = "daemon")]
 pub mod observe;
 pub mod plan;
