@@ -15,3 +15,4 @@ pub mod observe;
 pub mod plan;
 pub mod runtime;
 pub mod sys;
+pub mod wire;
