@@ -3,6 +3,8 @@
 #[cfg(feature = "daemon")]
 pub mod api;
 #[cfg(feature = "daemon")]
+pub mod cli;
+#[cfg(feature = "daemon")]
 pub mod compile;
 #[cfg(feature = "daemon")]
 pub mod config;

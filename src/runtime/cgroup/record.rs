@@ -128,11 +128,7 @@ fn exists(h: &Hierarchy, relative: &str) -> Result<bool, CgroupError> {
 /// [`CgroupError::Record`] and [`CgroupError::Path`] for a line that is none of ours.
 pub fn sweep(h: &Hierarchies, record: &str) -> Result<(), CgroupError> {
     let lines: Vec<&str> = record.lines().filter(|l| !l.is_empty()).take(MAX_LINES).collect();
-    let mut first = Ok(());
-    for line in lines.iter().rev() {
-        first = first.and(sweep_line(h, line));
-    }
-    first
+    lines.iter().rev().fold(Ok(()), |first, line| first.and(sweep_line(h, line)))
 }
 
 fn sweep_line(h: &Hierarchies, line: &str) -> Result<(), CgroupError> {
@@ -146,7 +142,7 @@ fn sweep_line(h: &Hierarchies, line: &str) -> Result<(), CgroupError> {
     };
     let mut waited = Duration::ZERO;
     loop {
-        cgroup.kill_everywhere()?;
+        cgroup.kill()?;
         match cgroup.remove() {
             Err(CgroupError::Busy { .. }) if waited < PATIENCE => {
                 thread::sleep(PAUSE);

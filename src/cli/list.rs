@@ -1,0 +1,255 @@
+//! `aril pods` and `aril ps`.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::args::{Output, PsArgs};
+use super::connect::Daemon;
+use super::error::CliError;
+use super::find::{Objects, container_name, pod_name};
+use super::inspect;
+use super::output::{self, Rows, short};
+use super::time;
+use crate::api::cri;
+
+/// A pod as programs get it.
+#[derive(Debug, Serialize)]
+struct Pod<'a> {
+    id: &'a str,
+    name: &'a str,
+    namespace: &'a str,
+    uid: &'a str,
+    attempt: u32,
+    state: &'static str,
+    created_at: String,
+    containers: Vec<&'a str>,
+    labels: &'a BTreeMap<String, String>,
+    annotations: &'a BTreeMap<String, String>,
+}
+
+/// A container as programs get it.
+#[derive(Debug, Serialize)]
+struct Container<'a> {
+    id: &'a str,
+    name: &'a str,
+    attempt: u32,
+    pod: PodRef<'a>,
+    image: &'a str,
+    image_id: &'a str,
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pid: Option<i32>,
+    created_at: String,
+    labels: &'a BTreeMap<String, String>,
+    annotations: &'a BTreeMap<String, String>,
+}
+
+#[derive(Debug, Serialize)]
+struct PodRef<'a> {
+    id: &'a str,
+    name: &'a str,
+    namespace: &'a str,
+}
+
+/// `aril pods`.
+pub(super) async fn pods(daemon: &mut Daemon, output: Output) -> Result<(), CliError> {
+    let mut objects = Objects::fetch(daemon).await?;
+    objects.pods.sort_by_key(|p| std::cmp::Reverse(p.created_at));
+    output::print(&match output {
+        Output::Json => output::json(&objects.pods.iter().map(|p| pod(p, &objects)).collect::<Vec<_>>())?,
+        Output::Table | Output::Wide => pod_table(&objects, output == Output::Wide, time::now()),
+    })
+}
+
+fn pod<'a>(from: &'a cri::PodSandbox, objects: &'a Objects) -> Pod<'a> {
+    let metadata = from.metadata.as_ref();
+    Pod {
+        id: &from.id,
+        name: pod_name(from),
+        namespace: metadata.map_or("", |m| &m.namespace),
+        uid: metadata.map_or("", |m| &m.uid),
+        attempt: metadata.map_or(0, |m| m.attempt),
+        state: pod_state(from.state()),
+        created_at: time::format(from.created_at),
+        containers: objects.of_pod(from).map(|c| c.id.as_str()).collect(),
+        labels: &from.labels,
+        annotations: &from.annotations,
+    }
+}
+
+fn pod_table(objects: &Objects, wide: bool, now: i64) -> String {
+    let mut headings = vec!["POD ID", "NAME", "NAMESPACE", "STATE", "CONTAINERS", "AGE"];
+    if wide {
+        headings.extend(["UID", "ATTEMPT"]);
+    }
+    let mut rows = Rows::new(&headings);
+    for pod in &objects.pods {
+        let metadata = pod.metadata.clone().unwrap_or_default();
+        let running = objects.of_pod(pod).filter(|c| c.state() == cri::ContainerState::ContainerRunning).count();
+        let mut cells = vec![
+            short(&pod.id).to_owned(),
+            metadata.name,
+            metadata.namespace,
+            pod_state(pod.state()).to_owned(),
+            format!("{running}/{}", objects.of_pod(pod).count()),
+            time::age(pod.created_at, now),
+        ];
+        if wide {
+            cells.extend([metadata.uid, metadata.attempt.to_string()]);
+        }
+        rows.add(cells);
+    }
+    rows.text()
+}
+
+/// `aril ps`.
+pub(super) async fn ps(daemon: &mut Daemon, args: &PsArgs, output: Output) -> Result<(), CliError> {
+    let mut objects = Objects::fetch(daemon).await?;
+    objects.containers.retain(|c| args.all || c.state() == cri::ContainerState::ContainerRunning);
+    objects.containers.sort_by_key(|c| std::cmp::Reverse(c.created_at));
+    let mut pids = BTreeMap::new();
+    if output != Output::Table {
+        for container in &objects.containers {
+            if let Some(pid) = inspect::pid(daemon, &container.id).await? {
+                pids.insert(container.id.clone(), pid);
+            }
+        }
+    }
+    output::print(&match output {
+        Output::Json => {
+            let all: Vec<_> = objects.containers.iter().map(|c| container(c, &objects, &pids)).collect();
+            output::json(&all)?
+        }
+        Output::Table => container_table(&objects, None, time::now()),
+        Output::Wide => container_table(&objects, Some(&pids), time::now()),
+    })
+}
+
+fn container<'a>(from: &'a cri::Container, objects: &'a Objects, pids: &BTreeMap<String, i32>) -> Container<'a> {
+    let pod = objects.pod_of(from);
+    Container {
+        id: &from.id,
+        name: container_name(from),
+        attempt: from.metadata.as_ref().map_or(0, |m| m.attempt),
+        pod: PodRef {
+            id: &from.pod_sandbox_id,
+            name: pod.map_or("", pod_name),
+            namespace: pod.and_then(|p| p.metadata.as_ref()).map_or("", |m| &m.namespace),
+        },
+        image: image(from),
+        image_id: if from.image_id.is_empty() { &from.image_ref } else { &from.image_id },
+        state: container_state(from.state()),
+        pid: pids.get(&from.id).copied(),
+        created_at: time::format(from.created_at),
+        labels: &from.labels,
+        annotations: &from.annotations,
+    }
+}
+
+/// With `pids` it is the wide one.
+fn container_table(objects: &Objects, pids: Option<&BTreeMap<String, i32>>, now: i64) -> String {
+    let mut headings = vec!["CONTAINER ID", "NAME", "POD", "IMAGE", "STATE", "AGE"];
+    if pids.is_some() {
+        headings.extend(["PID", "POD ID", "ATTEMPT"]);
+    }
+    let mut rows = Rows::new(&headings);
+    for container in &objects.containers {
+        let mut cells = vec![
+            short(&container.id).to_owned(),
+            container_name(container).to_owned(),
+            objects.pod_of(container).map_or("", pod_name).to_owned(),
+            shown_image(image(container)),
+            container_state(container.state()).to_owned(),
+            time::age(container.created_at, now),
+        ];
+        if let Some(pids) = pids {
+            cells.push(pids.get(&container.id).map_or("-".to_owned(), ToString::to_string));
+            cells.push(short(&container.pod_sandbox_id).to_owned());
+            cells.push(container.metadata.as_ref().map_or(0, |m| m.attempt).to_string());
+        }
+        rows.add(cells);
+    }
+    rows.text()
+}
+
+/// What the person asked for, if it is known.
+fn image(container: &cri::Container) -> &str {
+    let Some(spec) = &container.image else { return "" };
+    if spec.user_specified_image.is_empty() { &spec.image } else { &spec.user_specified_image }
+}
+
+/// Names as they are, ids short.
+fn shown_image(image: &str) -> String {
+    if image.starts_with("sha256:") { short(image).to_owned() } else { image.to_owned() }
+}
+
+/// CRI's states in one word.
+pub(super) fn container_state(state: cri::ContainerState) -> &'static str {
+    match state {
+        cri::ContainerState::ContainerCreated => "created",
+        cri::ContainerState::ContainerRunning => "running",
+        cri::ContainerState::ContainerExited => "exited",
+        cri::ContainerState::ContainerUnknown => "unknown",
+    }
+}
+
+/// CRI's states in one word.
+pub(super) fn pod_state(state: cri::PodSandboxState) -> &'static str {
+    match state {
+        cri::PodSandboxState::SandboxReady => "ready",
+        cri::PodSandboxState::SandboxNotready => "stopped",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn objects() -> Objects {
+        let metadata =
+            cri::PodSandboxMetadata { name: "web".into(), namespace: "default".into(), ..Default::default() };
+        let pod = cri::PodSandbox { id: "a".repeat(64), metadata: Some(metadata), created_at: 1, ..Default::default() };
+        let metadata = cri::ContainerMetadata { name: "app".into(), attempt: 2 };
+        let image = cri::ImageSpec { image: format!("sha256:{}", "c".repeat(64)), ..Default::default() };
+        let container = cri::Container {
+            id: "b".repeat(64),
+            pod_sandbox_id: "a".repeat(64),
+            metadata: Some(metadata),
+            image: Some(image),
+            state: cri::ContainerState::ContainerRunning.into(),
+            created_at: 1,
+            ..Default::default()
+        };
+        Objects { pods: vec![pod], containers: vec![container] }
+    }
+
+    #[test]
+    fn tables_for_people() {
+        let now = 60_000_000_000;
+        assert_eq!(
+            pod_table(&objects(), false, now),
+            "POD ID        NAME  NAMESPACE  STATE  CONTAINERS  AGE\n\
+             aaaaaaaaaaaa  web   default    ready  1/1         59s\n"
+        );
+        assert_eq!(
+            container_table(&objects(), None, now),
+            "CONTAINER ID  NAME  POD  IMAGE         STATE    AGE\n\
+             bbbbbbbbbbbb  app   web  cccccccccccc  running  59s\n"
+        );
+        let pids = [("b".repeat(64), 77)].into();
+        assert!(container_table(&objects(), Some(&pids), now).contains("  77   aaaaaaaaaaaa  2"));
+    }
+
+    #[test]
+    fn json_for_programs() {
+        let all = objects();
+        let value = serde_json::to_value(container(&all.containers[0], &all, &BTreeMap::new())).unwrap();
+        assert_eq!(value["pod"]["name"], "web");
+        assert_eq!(value["state"], "running");
+        assert_eq!(value["created_at"], "1970-01-01T00:00:00.000Z");
+        assert!(value.get("pid").is_none());
+        let value = serde_json::to_value(pod(&all.pods[0], &all)).unwrap();
+        assert_eq!(value["containers"][0], "b".repeat(64));
+    }
+}

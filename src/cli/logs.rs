@@ -1,0 +1,175 @@
+//! `aril logs`: prints the log file the container's status names.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::args::LogsArgs;
+use super::connect::Daemon;
+use super::error::CliError;
+use super::find::Objects;
+use super::logfile::{Entry, LogFile, Open, Stream, tail_offset};
+use super::output;
+use super::time;
+use crate::api::cri;
+
+/// How often a followed log is looked at.
+const GLANCE: Duration = Duration::from_millis(50);
+/// Every so many glances the daemon is asked whether the container still runs.
+const GLANCES_BETWEEN_QUESTIONS: u32 = 10;
+
+/// Prints and, if asked, follows until the container has ended.
+pub(super) async fn logs(daemon: &mut Daemon, args: &LogsArgs) -> Result<(), CliError> {
+    let objects = Objects::fetch(daemon).await?;
+    let id = objects.container(&args.container)?.id.clone();
+    let path = log_path(&status(daemon, &id).await?)?;
+    let opening = |e| CliError::io(format!("open log {}", path.display()), e);
+    let mut printer = Printer::new(args);
+    let mut log = LogFile::open(&path).map_err(opening)?;
+    if let Some(count) = args.tail {
+        let offset = tail_offset(&path, count, |e| printer.wants(e)).map_err(opening)?;
+        log.seek(offset).map_err(opening)?;
+    }
+    print_all(&mut log, &mut printer)?;
+    let mut glances = 0;
+    while args.follow {
+        tokio::time::sleep(GLANCE).await;
+        glances += 1;
+        let asked = glances % GLANCES_BETWEEN_QUESTIONS == 0;
+        // Asked before the last look at the file, so that nothing is written after it.
+        let ended = asked && has_ended(daemon, &id).await?;
+        print_all(&mut log, &mut printer)?;
+        if log.rotated().map_err(opening)? {
+            print_all(&mut log, &mut printer)?;
+        }
+        if ended {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn print_all(log: &mut LogFile, printer: &mut Printer) -> Result<(), CliError> {
+    log.read(|_, entry| printer.print(&entry).map_err(Stop::Output)).map_err(|stop| match stop {
+        Stop::Output(e) => e,
+        Stop::Read(e) => CliError::io("read the log", e),
+    })
+}
+
+/// Why reading stopped.
+enum Stop {
+    Output(CliError),
+    Read(io::Error),
+}
+
+impl From<io::Error> for Stop {
+    fn from(e: io::Error) -> Self {
+        Self::Read(e)
+    }
+}
+
+/// The status of the container `id`.
+pub(super) async fn status(daemon: &mut Daemon, id: &str) -> Result<cri::ContainerStatus, CliError> {
+    let request = cri::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
+    let answer = daemon.runtime.container_status(request).await?.into_inner();
+    answer.status.ok_or_else(|| CliError::Failed(format!("the daemon told nothing of container {}", output::short(id))))
+}
+
+/// Whether it runs no more, or is gone.
+async fn has_ended(daemon: &mut Daemon, id: &str) -> Result<bool, CliError> {
+    match status(daemon, id).await {
+        Ok(status) => {
+            Ok(matches!(status.state(), cri::ContainerState::ContainerExited | cri::ContainerState::ContainerUnknown))
+        }
+        Err(CliError::Daemon(s)) if s.code() == tonic::Code::NotFound => Ok(true),
+        Err(e) => Err(e),
+    }
+}
+
+/// Where the container's output is written.
+pub(super) fn log_path(status: &cri::ContainerStatus) -> Result<PathBuf, CliError> {
+    let path = Path::new(&status.log_path);
+    if path.is_absolute() {
+        return Ok(path.to_owned());
+    }
+    Err(CliError::Failed(format!(
+        "container {} keeps no log: it was made without a log path",
+        output::short(&status.id)
+    )))
+}
+
+/// Picks and prints entries, each stream to its own.
+struct Printer {
+    since: Option<i64>,
+    timestamps: bool,
+    open: Open,
+}
+
+impl Printer {
+    fn new(args: &LogsArgs) -> Self {
+        let since = args.since.map(|since| since.point(time::now()));
+        Self { since, timestamps: args.timestamps, open: Open::default() }
+    }
+
+    fn wants(&self, entry: &Entry<'_>) -> bool {
+        // What carries no time cannot be left out by it.
+        self.since.is_none_or(|since| time::parse(entry.time).is_none_or(|at| at >= since))
+    }
+
+    fn print(&mut self, entry: &Entry<'_>) -> Result<(), CliError> {
+        if !self.wants(entry) {
+            return Ok(());
+        }
+        let bytes = self.format(entry);
+        match entry.stream {
+            Stream::Stdout => output::write(&mut io::stdout().lock(), &bytes),
+            Stream::Stderr => output::write(&mut io::stderr().lock(), &bytes),
+        }
+    }
+
+    fn format(&mut self, entry: &Entry<'_>) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(entry.bytes.len() + entry.time.len() + 2);
+        if self.open.begins(entry) && self.timestamps && !entry.time.is_empty() {
+            bytes.extend_from_slice(entry.time.as_bytes());
+            bytes.push(b' ');
+        }
+        bytes.extend_from_slice(entry.bytes);
+        if entry.ends {
+            bytes.push(b'\n');
+        }
+        bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn printer(since: Option<i64>, timestamps: bool) -> Printer {
+        Printer { since, timestamps, open: Open::default() }
+    }
+
+    #[test]
+    fn a_line_in_pieces_gets_one_time_and_one_end() {
+        let mut printer = printer(None, true);
+        let lines =
+            ["2026-01-01T00:00:01Z stdout P ab", "2026-01-01T00:00:02Z stderr F x", "2026-01-01T00:00:03Z stdout F c"];
+        let text: Vec<u8> = lines.iter().flat_map(|l| printer.format(&Entry::parse(l.as_bytes()))).collect();
+        let expected = "2026-01-01T00:00:01Z ab2026-01-01T00:00:02Z x\nc\n";
+        assert_eq!(String::from_utf8(text).unwrap(), expected);
+    }
+
+    #[test]
+    fn older_entries_are_left_out() {
+        let printer = printer(time::parse("2026-01-01T00:00:02Z"), false);
+        assert!(!printer.wants(&Entry::parse(b"2026-01-01T00:00:01Z stdout F a")));
+        assert!(printer.wants(&Entry::parse(b"2026-01-01T00:00:02Z stdout F a")));
+        assert!(printer.wants(&Entry::parse(b"something else")));
+    }
+
+    #[test]
+    fn a_container_without_log_says_so() {
+        let status = cri::ContainerStatus { id: "0123456789abcdef".into(), ..Default::default() };
+        assert!(log_path(&status).unwrap_err().to_string().contains("0123456789ab keeps no log"));
+    }
+}

@@ -1,0 +1,141 @@
+//! The commands for people, spoken over the daemon's socket like any other CRI client's.
+//!
+//! Owns the command line, the terminal and the words. Keeps no state and knows nothing that the daemon does not tell,
+//! but for two things of its own on a pod: that it was made for one container ([`find::OWN_POD`]), and where its
+//! logs go ([`find::LOG_DIRECTORY`]). Errors are one sentence; exit codes are 0, 1, 2 for wrong use, and for
+//! `run` and `exec` the program's own, or 125 to 127.
+
+mod about;
+pub mod args;
+mod connect;
+mod doctor;
+mod error;
+mod exec;
+mod find;
+mod foreground;
+mod image;
+mod inspect;
+mod list;
+mod logfile;
+mod logs;
+mod output;
+pub mod parse;
+mod remove;
+mod request;
+mod run;
+mod session;
+mod terminal;
+pub mod time;
+
+use std::io;
+
+use clap::CommandFactory;
+
+use self::args::{Cli, Command, Global, ImageCommand, Output, PodCommand};
+use self::connect::Daemon;
+pub use self::error::CliError;
+use crate::config::{Config, Overrides};
+
+/// What flags and `ARIL_*` variables say of the configuration.
+#[must_use]
+pub fn overrides(global: &Global) -> Overrides {
+    let path = |flag: &Option<std::path::PathBuf>, variable: &str| {
+        let from_environment = || std::env::var_os(variable).filter(|v| !v.is_empty()).map(Into::into);
+        flag.clone().or_else(from_environment)
+    };
+    Overrides {
+        file: global.config.clone(),
+        root: path(&global.root, "ARIL_ROOT"),
+        state: path(&global.state, "ARIL_STATE"),
+        socket: path(&global.socket, "ARIL_SOCKET"),
+        ..Overrides::default()
+    }
+}
+
+/// Runs any command but `serve` to its end, tells of an error, and gives the exit code.
+#[must_use]
+pub fn main(cli: &Cli) -> u8 {
+    let running = matches!(cli.command, Command::Run(_) | Command::Exec(_));
+    match dispatch(cli) {
+        Ok(code) => code,
+        Err(e) => {
+            if !e.is_silent() {
+                output::complain(&e.to_string());
+            }
+            e.code(running)
+        }
+    }
+}
+
+/// Tells of an error that came before any command could.
+pub fn complain(message: &str) {
+    output::complain(message);
+}
+
+fn dispatch(cli: &Cli) -> Result<u8, CliError> {
+    if let Command::Completion(args) = &cli.command {
+        let mut script = Vec::new();
+        clap_complete::generate(args.shell, &mut Cli::command(), "aril", &mut script);
+        return output::write(&mut io::stdout().lock(), &script).map(|()| 0);
+    }
+    let config = Config::load(&overrides(&cli.global)).map_err(|e| CliError::Usage(e.to_string()))?;
+    if let Command::Doctor = cli.command {
+        // Without the runtime below: some probes want a process with a single thread.
+        return doctor::doctor(&config, cli.global.output);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| CliError::io("start the event loop", e))?;
+    let result = runtime.block_on(with_daemon(cli, &config));
+    // A thread may still be reading standard input; it must not keep the program.
+    runtime.shutdown_background();
+    result
+}
+
+async fn with_daemon(cli: &Cli, config: &Config) -> Result<u8, CliError> {
+    let output = cli.global.output;
+    let connected = match &cli.command {
+        Command::Run(_) | Command::Create(_) | Command::Pod(PodCommand::Create(_)) => {
+            Daemon::connect_or_start(config, &cli.global).await
+        }
+        _ => Daemon::connect(config, &cli.global).await,
+    };
+    if let Command::Version = cli.command {
+        return about::version(connected, output).await.map(|()| 0);
+    }
+    let daemon = &mut connected?;
+    match &cli.command {
+        Command::Run(args) => return run::run(daemon, args, output).await,
+        Command::Exec(args) => return exec::exec(daemon, args).await,
+        other => act(daemon, other, output).await?,
+    }
+    Ok(0)
+}
+
+/// Commands whose exit code says no more than whether they succeeded.
+async fn act(daemon: &mut Daemon, command: &Command, output: Output) -> Result<(), CliError> {
+    match command {
+        Command::Create(args) => run::create(daemon, &args.container, output).await,
+        Command::Pods | Command::Pod(PodCommand::Ls) => list::pods(daemon, output).await,
+        Command::Pod(PodCommand::Create(args)) => run::create_pod(daemon, args, output).await,
+        Command::Ps(args) => list::ps(daemon, args, output).await,
+        Command::Logs(args) => logs::logs(daemon, args).await,
+        Command::Inspect(args) => inspect::inspect(daemon, &args.names, output).await,
+        Command::Start(targets) => remove::start(daemon, targets).await,
+        Command::Stop(args) | Command::Pod(PodCommand::Stop(args)) => remove::stop(daemon, args).await,
+        Command::Rm(args) | Command::Pod(PodCommand::Rm(args)) => remove::rm(daemon, args).await,
+        Command::Image(ImageCommand::Import(args)) => image::import(daemon, args, output).await,
+        Command::Image(ImageCommand::Ls) => image::ls(daemon, output).await,
+        Command::Image(ImageCommand::Rm(args)) => image::rm(daemon, &args.images).await,
+        Command::Image(ImageCommand::Inspect(args)) => inspect::images(daemon, &args.images, output).await,
+        Command::Info => about::info(daemon, output).await,
+        // Dealt with before.
+        Command::Serve(_)
+        | Command::Run(_)
+        | Command::Exec(_)
+        | Command::Version
+        | Command::Doctor
+        | Command::Completion(_) => Ok(()),
+    }
+}

@@ -1,0 +1,179 @@
+//! Values of flags, from text: sizes, processors, variables, volumes, users.
+
+/// A volume as asked for; `host` may still be relative.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Volume {
+    pub host: String,
+    pub container: String,
+    pub readonly: bool,
+}
+
+/// A user as asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct User {
+    pub user: NumberOrName,
+    pub gid: Option<u32>,
+}
+
+/// Who: a number, or a name of the image's `/etc/passwd`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum NumberOrName {
+    Number(u32),
+    Name(String),
+}
+
+/// CPU time in the kernel's terms: `quota` of every `period`, both in microseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Cpus {
+    pub quota: i64,
+    pub period: i64,
+}
+
+/// `KEY=VALUE`, or `KEY` with the value it has in this process.
+pub(super) fn env(text: &str) -> Result<(String, String), String> {
+    let (key, value) = match text.split_once('=') {
+        Some((key, value)) => (key, value.to_owned()),
+        None => (text, std::env::var(text).map_err(|_| format!("{text} is not set here; write {text}=VALUE"))?),
+    };
+    if key.is_empty() {
+        return Err("the name is missing; write KEY=VALUE".to_owned());
+    }
+    Ok((key.to_owned(), value))
+}
+
+/// `HOST:CONTAINER[:ro|:rw]`.
+pub(super) fn volume(text: &str) -> Result<Volume, String> {
+    let parts: Vec<&str> = text.split(':').collect();
+    let (host, container, readonly) = match parts[..] {
+        [host, container] => (host, container, false),
+        [host, container, "rw"] => (host, container, false),
+        [host, container, "ro"] => (host, container, true),
+        _ => return Err("write HOST:CONTAINER or HOST:CONTAINER:ro".to_owned()),
+    };
+    if host.is_empty() {
+        return Err("the path on this machine is missing; write HOST:CONTAINER".to_owned());
+    }
+    if !container.starts_with('/') {
+        return Err(format!("{container:?} is not an absolute path inside the container"));
+    }
+    Ok(Volume { host: host.to_owned(), container: container.to_owned(), readonly })
+}
+
+/// `USER[:GROUP]`; the group must be a number, as CRI knows no other.
+pub(super) fn user(text: &str) -> Result<User, String> {
+    let (user, group) = match text.split_once(':') {
+        Some((user, group)) => (user, Some(group)),
+        None => (text, None),
+    };
+    let gid = group.map(number).transpose()?;
+    let user = match user.bytes().next() {
+        None => return Err("the user is missing; write USER or USER:GROUP".to_owned()),
+        // What starts like a number must be one: `1000x` or 2^32 must not become a name, let alone root.
+        Some(b'0'..=b'9' | b'-' | b'+') => NumberOrName::Number(number(user)?),
+        Some(_) => NumberOrName::Name(user.to_owned()),
+    };
+    Ok(User { user, gid })
+}
+
+fn number(text: &str) -> Result<u32, String> {
+    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    // The last number means "unchanged" to the kernel.
+    let number = if digits { text.parse().ok().filter(|&n| n != u32::MAX) } else { None };
+    number.ok_or_else(|| format!("{text:?} is not a number from 0 to 4294967294"))
+}
+
+/// `512`, `64k`, `1.5g`: bytes, powers of 1024.
+pub(super) fn size(text: &str) -> Result<i64, String> {
+    let lower = text.to_ascii_lowercase();
+    let bare = lower.strip_suffix('b').unwrap_or(&lower);
+    let bare = bare.strip_suffix('i').unwrap_or(bare);
+    let (digits, shift) = match bare.char_indices().last() {
+        Some((at, 'k')) => (&bare[..at], 10),
+        Some((at, 'm')) => (&bare[..at], 20),
+        Some((at, 'g')) => (&bare[..at], 30),
+        Some((at, 't')) => (&bare[..at], 40),
+        _ => (bare, 0),
+    };
+    let bytes = scaled(digits, 1 << shift).filter(|&n| n > 0);
+    bytes.ok_or_else(|| format!("{text:?} is not a size; write bytes, or 64m, 1.5g"))
+}
+
+/// `2`, `0.5`: of every 100 ms.
+pub(super) fn cpus(text: &str) -> Result<Cpus, String> {
+    const PERIOD: i64 = 100_000;
+    // The kernel takes no quota under 1 ms.
+    let quota = scaled(text, PERIOD).filter(|&quota| quota >= 1000);
+    quota
+        .map(|quota| Cpus { quota, period: PERIOD })
+        .ok_or_else(|| format!("{text:?} is not a number of processors from 0.01; write 2 or 0.5"))
+}
+
+/// A decimal number times `unit`, exactly, rounded down; up to six decimals.
+fn scaled(text: &str, unit: i64) -> Option<i64> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    let digits = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
+    if !digits(whole) || !digits(fraction) || fraction.len() > 6 {
+        return None;
+    }
+    let denominator = 10i128.pow(u32::try_from(fraction.len()).ok()?);
+    let numerator = whole.parse::<i64>().ok().map(i128::from)? * denominator + fraction.parse::<i128>().ok()?;
+    i64::try_from(numerator * i128::from(unit) / denominator).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in
+            [("1", 1), ("64k", 65536), ("64M", 64 << 20), ("1.5g", 3 << 29), ("2GiB", 2 << 30), ("7b", 7)]
+        {
+            assert_eq!(size(text).unwrap(), bytes, "{text}");
+        }
+        for bad in ["", "m", "-1", "0", "1.g", ".5g", "1e3", "9999999999t", "12x", "ki"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn processors() {
+        assert_eq!(cpus("0.5").unwrap(), Cpus { quota: 50_000, period: 100_000 });
+        assert_eq!(cpus("2").unwrap().quota, 200_000);
+        for bad in ["0", "0.001", "-1", "two", "1.0000001"] {
+            assert!(cpus(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn variables() {
+        assert_eq!(env("A=b=c").unwrap(), ("A".into(), "b=c".into()));
+        assert_eq!(env("A=").unwrap(), ("A".into(), String::new()));
+        assert_eq!(env("PATH").unwrap().1, std::env::var("PATH").unwrap());
+        assert!(env("=x").is_err());
+        assert!(env("ARIL_SURELY_NOT_SET").unwrap_err().contains("not set"));
+    }
+
+    #[test]
+    fn volumes() {
+        let v = volume("/a:/b:ro").unwrap();
+        assert_eq!((v.host.as_str(), v.container.as_str(), v.readonly), ("/a", "/b", true));
+        assert!(!volume("./a:/b").unwrap().readonly);
+        for bad in ["/a", ":/b", "/a:b", "/a:/b:rw:x", "/a:/b:exec"] {
+            assert!(volume(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_user_that_starts_like_a_number_is_one() {
+        assert_eq!(user("0").unwrap(), User { user: NumberOrName::Number(0), gid: None });
+        assert_eq!(user("www:33").unwrap(), User { user: NumberOrName::Name("www".into()), gid: Some(33) });
+        for bad in ["", ":1", "1x", "-1", "+1", "4294967295", "4294967296", "99999999999", "a:b", "1:"] {
+            assert!(user(bad).is_err(), "{bad}");
+        }
+    }
+}
