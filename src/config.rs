@@ -5,6 +5,7 @@
 //! Precedence: flag, `ARIL_*` variable, file, default.
 
 use std::io;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
@@ -50,6 +51,10 @@ pub struct Config {
     pub shim: Option<PathBuf>,
     /// The cgroup of pods that ask for none ("/aril").
     pub cgroup_parent: String,
+    /// The cgroup that all shims live in ("/aril-shims").
+    pub shim_cgroup: String,
+    /// Size of a pod's `/dev/shm`.
+    pub shm_size_bytes: u64,
     /// Threads of the daemon that serve requests.
     pub worker_threads: usize,
     /// See [`LogLevel`].
@@ -156,6 +161,8 @@ struct Raw {
     socket: Option<PathBuf>,
     shim: Option<PathBuf>,
     cgroup_parent: Option<String>,
+    shim_cgroup: Option<String>,
+    shm_size_bytes: Option<u64>,
     worker_threads: Option<usize>,
     log_level: Option<LogLevel>,
     log_format: Option<LogFormat>,
@@ -187,6 +194,8 @@ impl Raw {
             state,
             shim: self.shim,
             cgroup_parent: self.cgroup_parent.unwrap_or_else(|| "/aril".to_owned()),
+            shim_cgroup: self.shim_cgroup.unwrap_or_else(|| "/aril-shims".to_owned()),
+            shm_size_bytes: self.shm_size_bytes.unwrap_or(64 << 20),
             worker_threads: self.worker_threads.unwrap_or(2),
             log_level: self.log_level.unwrap_or_default(),
             log_format: self.log_format.unwrap_or_default(),
@@ -214,9 +223,19 @@ const KEYS: &[Key] = &[
         take: |raw, v| cgroup(v.as_str()?).map(|p| raw.cgroup_parent = Some(p)),
     },
     Key {
+        name: "shim_cgroup",
+        wants: "a cgroup path like \"/aril-shims\", without `..`",
+        take: |raw, v| cgroup(v.as_str()?).map(|p| raw.shim_cgroup = Some(p)),
+    },
+    Key {
+        name: "shm_size_bytes",
+        wants: "a whole number from 4096 to 1099511627776",
+        take: |raw, v| number(v, 4096..=1 << 40).map(|n| raw.shm_size_bytes = Some(n)),
+    },
+    Key {
         name: "worker_threads",
         wants: "a whole number from 1 to 64",
-        take: |raw, v| threads(v).map(|n| raw.worker_threads = Some(n)),
+        take: |raw, v| number(v, 1..=64).and_then(|n| usize::try_from(n).ok()).map(|n| raw.worker_threads = Some(n)),
     },
     Key {
         name: "log_level",
@@ -267,10 +286,9 @@ fn cgroup(path: &str) -> Option<String> {
     sound.then(|| path.to_owned())
 }
 
-fn threads(value: &DeValue<'_>) -> Option<usize> {
+fn number(value: &DeValue<'_>, range: RangeInclusive<u64>) -> Option<u64> {
     let number = value.as_integer()?;
-    let threads = usize::from_str_radix(number.as_str(), number.radix()).ok()?;
-    (1..=64).contains(&threads).then_some(threads)
+    u64::from_str_radix(number.as_str(), number.radix()).ok().filter(|n| range.contains(n))
 }
 
 fn read(file: &Path) -> Result<Raw, ConfigError> {
@@ -360,6 +378,8 @@ mod tests {
             socket = "/c.sock"
             shim = "/d"
             cgroup_parent = "/kube/pods"
+            shim_cgroup = "/kube/shims"
+            shm_size_bytes = 1_048_576
             worker_threads = 0x4
             log_level = "debug"
             log_format = "json"
@@ -370,6 +390,8 @@ mod tests {
             socket: "/c.sock".into(),
             shim: Some("/d".into()),
             cgroup_parent: "/kube/pods".into(),
+            shim_cgroup: "/kube/shims".into(),
+            shm_size_bytes: 1 << 20,
             worker_threads: 4,
             log_level: LogLevel::Debug,
             log_format: LogFormat::Json,

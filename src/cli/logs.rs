@@ -31,22 +31,26 @@ pub(super) async fn logs(daemon: &mut Daemon, args: &LogsArgs) -> Result<(), Cli
         log.seek(offset).map_err(opening)?;
     }
     print_all(&mut log, &mut printer)?;
+    if args.follow { follow(daemon, &id, &mut log, &mut printer).await } else { Ok(()) }
+}
+
+/// Prints what is written until the container has ended.
+async fn follow(daemon: &mut Daemon, id: &str, log: &mut LogFile, printer: &mut Printer) -> Result<(), CliError> {
     let mut glances = 0;
-    while args.follow {
+    loop {
         tokio::time::sleep(GLANCE).await;
         glances += 1;
         let asked = glances % GLANCES_BETWEEN_QUESTIONS == 0;
         // Asked before the last look at the file, so that nothing is written after it.
-        let ended = asked && has_ended(daemon, &id).await?;
-        print_all(&mut log, &mut printer)?;
-        if log.rotated().map_err(opening)? {
-            print_all(&mut log, &mut printer)?;
+        let ended = asked && has_ended(daemon, id).await?;
+        print_all(log, printer)?;
+        if log.rotated().map_err(|e| CliError::io("open the rotated log", e))? {
+            print_all(log, printer)?;
         }
         if ended {
-            break;
+            return Ok(());
         }
     }
-    Ok(())
 }
 
 fn print_all(log: &mut LogFile, printer: &mut Printer) -> Result<(), CliError> {

@@ -160,7 +160,7 @@ fn disk(root: &Path) -> Check {
     const LITTLE: u64 = 1 << 30;
     let place = existing(root);
     let free = match statvfs(&place) {
-        Ok(stat) => u64::from(stat.blocks_available()).saturating_mul(stat.fragment_size()),
+        Ok(stat) => stat.blocks_available().saturating_mul(stat.fragment_size()),
         Err(e) => return Check::warning(NAME, format!("{}: {e:?}", place.display()), "choose another --root"),
     };
     let found = format!("{} free for {}", bytes(free), root.display());
