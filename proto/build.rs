@@ -5,7 +5,6 @@ use std::error::Error;
 use std::fs;
 use std::path::PathBuf;
 
-use prost::Message;
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
@@ -19,9 +18,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Ok(());
     }
 
-    let public = protox::compile(["proto/cri.proto", "proto/aril.proto"], ["."])?;
-    // For the test that compares it with the table of CRI v1.
-    fs::write(out.join("public.fds"), public.encode_to_vec())?;
+    let mut compiler = protox::Compiler::new(["."])?;
+    compiler.include_source_info(true).include_imports(true);
+    compiler.open_files(["proto/cri.proto", "proto/aril.proto"])?;
+    // The compiler's own encoding: prost's types would drop options they do not know.
+    fs::write(out.join("public.fds"), compiler.encode_file_descriptor_set())?;
+    let public = compiler.file_descriptor_set();
     messages(public.clone())?;
     services(public)
 }

@@ -2,6 +2,9 @@
 //!
 //! Messages only; the gRPC services around them are in [`service`] and used by `cri` and `cli` alone.
 
+/// Both interfaces as an encoded `google.protobuf.FileDescriptorSet`, comments included.
+pub const DESCRIPTOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/public.fds"));
+
 /// CRI v1 (`runtime.v1`).
 #[allow(missing_docs, clippy::all, clippy::pedantic)]
 pub mod cri {

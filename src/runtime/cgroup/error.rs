@@ -55,6 +55,16 @@ pub enum CgroupError {
         /// What is in use.
         usage_bytes: u64,
     },
+    /// A limit was refused, and one written before it could not be put back.
+    #[error("{cause}; and {object} could not be put back: {errno:?}")]
+    NotRestored {
+        /// Why the limits were to be put back.
+        cause: Box<CgroupError>,
+        /// File and cgroup that keep the new value.
+        object: String,
+        /// Why.
+        errno: Errno,
+    },
     /// Processes remain in it.
     #[error("remove cgroup {object}: EBUSY; processes remain in it, kill them first")]
     Busy {
@@ -81,6 +91,7 @@ impl CgroupError {
             Self::NoHierarchy => Some(Errno::ENODEV),
             Self::Path { .. } | Self::Value { .. } | Self::Record { .. } => Some(Errno::EINVAL),
             Self::BelowUsage { .. } => Some(Errno::EBUSY),
+            Self::NotRestored { cause, .. } => cause.errno(),
             Self::Unkillable { .. } => None,
         }
     }

@@ -27,12 +27,15 @@ impl Cgroup {
     }
 
     fn pid_set(&self) -> Result<BTreeSet<i32>, CgroupError> {
-        let tracking = self.hierarchies.tracking();
+        self.pids_in(self.hierarchies.tracking())
+    }
+
+    fn pids_in(&self, hierarchy: usize) -> Result<BTreeSet<i32>, CgroupError> {
         let mut pids = BTreeSet::new();
-        let Some(dir) = self.dir(tracking) else { return Ok(pids) };
+        let Some(dir) = self.dir(hierarchy) else { return Ok(pids) };
         let mut budget = MAX_CGROUPS;
         collect(dir, MAX_DEPTH, &mut budget, &mut pids).map_err(|errno| {
-            let object = self.hierarchies.get(tracking).object(self.path.relative());
+            let object = self.hierarchies.get(hierarchy).object(self.path.relative());
             CgroupError::kernel("list the processes of cgroup", object, errno)
         })?;
         Ok(pids)
@@ -85,14 +88,30 @@ impl Cgroup {
                 }
             }
         }
-        self.kill_one_by_one()
+        self.kill_one_by_one(self.hierarchies.tracking())
+    }
+
+    /// As [`Cgroup::kill`], and everything that is in it in any other hierarchy of its own.
+    ///
+    /// For a cgroup that stays busy: somebody put a process into it in one hierarchy and not where we look.
+    ///
+    /// # Errors
+    /// As [`Cgroup::kill`]; all hierarchies are tried.
+    pub fn kill_everywhere(&self) -> Result<(), CgroupError> {
+        let mut first = self.kill();
+        for (i, place) in self.dirs.iter().enumerate() {
+            if place.as_ref().is_some_and(|p| p.own) {
+                first = first.and(self.kill_one_by_one(i));
+            }
+        }
+        first
     }
 
     /// A process with a SIGKILL pending cannot fork, so once a listing shows nobody new, all are doomed.
-    fn kill_one_by_one(&self) -> Result<(), CgroupError> {
+    pub(super) fn kill_one_by_one(&self, hierarchy: usize) -> Result<(), CgroupError> {
         let mut doomed = BTreeSet::new();
         for _ in 0..MAX_ROUNDS {
-            let pids = self.pid_set()?;
+            let pids = self.pids_in(hierarchy)?;
             self.signal_set(&pids, Signal::SIGKILL)?;
             if pids.is_subset(&doomed) {
                 return Ok(());

@@ -16,10 +16,12 @@
 //! config-linux "Control groups" for the meaning of the limits.
 
 mod detect;
+mod devices;
 mod entry;
 mod error;
 mod file;
 mod kill;
+mod limits;
 mod path;
 mod record;
 #[cfg(test)]

@@ -128,7 +128,11 @@ fn exists(h: &Hierarchy, relative: &str) -> Result<bool, CgroupError> {
 /// [`CgroupError::Record`] and [`CgroupError::Path`] for a line that is none of ours.
 pub fn sweep(h: &Hierarchies, record: &str) -> Result<(), CgroupError> {
     let lines: Vec<&str> = record.lines().filter(|l| !l.is_empty()).take(MAX_LINES).collect();
-    lines.iter().rev().fold(Ok(()), |first, line| first.and(sweep_line(h, line)))
+    let mut first = Ok(());
+    for line in lines.iter().rev() {
+        first = first.and(sweep_line(h, line));
+    }
+    first
 }
 
 fn sweep_line(h: &Hierarchies, line: &str) -> Result<(), CgroupError> {
@@ -142,7 +146,7 @@ fn sweep_line(h: &Hierarchies, line: &str) -> Result<(), CgroupError> {
     };
     let mut waited = Duration::ZERO;
     loop {
-        cgroup.kill()?;
+        cgroup.kill_everywhere()?;
         match cgroup.remove() {
             Err(CgroupError::Busy { .. }) if waited < PATIENCE => {
                 thread::sleep(PAUSE);

@@ -1,9 +1,11 @@
 //! On the real hierarchies of this host, as root, in cgroups of our own that are removed again.
 
+use std::io::Write;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::*;
+use crate::plan;
 
 /// A cgroup below `/aril-test-<pid>-<name>`; everything below that is killed and removed at the end.
 struct Bench {
@@ -39,19 +41,28 @@ impl Drop for Bench {
     }
 }
 
-/// A process born inside: its parent, a thread of ours that ends at once, entered by itself.
+/// A process born inside on v1: its parent, a thread of ours that ends at once, entered by itself. On v2 threads
+/// cannot be elsewhere than their process, so there the child is moved, before it becomes `program`.
 fn inside(cgroup: &Cgroup, program: &[&str]) -> Child {
+    let mut child = inside_v1(cgroup, &[&["/bin/sh", "-c", "read -r go && exec \"$@\"", "sh"], program].concat());
+    if let Some(unified) = cgroup.hierarchies.unified() {
+        file::write(cgroup.dir(unified).unwrap(), "cgroup.procs", &child.id().to_string()).unwrap();
+    }
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(b"go\n").unwrap();
+    child.stdin = Some(stdin);
+    child
+}
+
+fn inside_v1(cgroup: &Cgroup, program: &[&str]) -> Child {
     std::thread::scope(|scope| {
         let born = scope.spawn(|| {
             cgroup.entry().unwrap().enter().unwrap();
             let mut command = Command::new(program[0]);
-            command.args(&program[1..]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+            command.args(&program[1..]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+            command.spawn().unwrap()
         });
-        let child = born.join().unwrap();
-        if let Some(unified) = cgroup.hierarchies.unified() {
-            file::write(cgroup.dir(unified).unwrap(), "cgroup.procs", &child.id().to_string()).unwrap();
-        }
-        child
+        born.join().unwrap()
     })
 }
 
@@ -94,4 +105,360 @@ fn made_everywhere_entered_killed_and_removed() {
     cgroup.kill().unwrap();
     cgroup.remove().unwrap();
     assert!(cgroup.pids().unwrap().is_empty());
+}
+
+/// What a control file of a cgroup says.
+fn says(cgroup: &Cgroup, controller: &str, name: &str) -> String {
+    file::read(cgroup.directory(controller).unwrap(), name).unwrap().trim_end().to_owned()
+}
+
+fn limits(f: impl FnOnce(&mut plan::Resources)) -> plan::Resources {
+    let mut r = plan::Resources::default();
+    f(&mut r);
+    r
+}
+
+#[test]
+fn limits_reach_the_kernel() {
+    let bench = Bench::new("limits");
+    let cgroup = bench.create("/ctr");
+    let warnings = cgroup
+        .apply(&limits(|r| {
+            r.cpu_shares = Some(512);
+            r.cpu_quota_us = Some(50_000);
+            r.cpu_period_us = Some(200_000);
+            r.cpuset_cpus = Some("0".to_owned());
+            r.cpuset_mems = Some("0".to_owned());
+            r.memory_limit_bytes = Some(64 << 20);
+            r.memory_swap_bytes = Some(128 << 20);
+            r.memory_reservation_bytes = Some(32 << 20);
+            r.pids_limit = Some(77);
+        }))
+        .unwrap();
+    assert!(warnings.is_empty(), "{warnings:?}");
+    for (controller, name, value) in [
+        ("cpu", "cpu.shares", "512"),
+        ("cpu", "cpu.cfs_quota_us", "50000"),
+        ("cpu", "cpu.cfs_period_us", "200000"),
+        ("cpuset", "cpuset.cpus", "0"),
+        ("memory", "memory.limit_in_bytes", "67108864"),
+        ("memory", "memory.memsw.limit_in_bytes", "134217728"),
+        ("memory", "memory.soft_limit_in_bytes", "33554432"),
+        ("pids", "pids.max", "77"),
+    ] {
+        assert_eq!(says(&cgroup, controller, name), value, "{name}");
+    }
+    cgroup.apply(&limits(|r| (r.pids_limit, r.cpu_quota_us) = (Some(-1), Some(-1)))).unwrap();
+    assert_eq!(says(&cgroup, "pids", "pids.max"), "max");
+    assert_eq!(says(&cgroup, "cpu", "cpu.cfs_quota_us"), "-1");
+    assert_eq!(says(&cgroup, "cpu", "cpu.shares"), "512");
+    cgroup.remove().unwrap();
+    bench.nothing_left();
+}
+
+#[test]
+fn memory_and_swap_grow_and_shrink_together() {
+    let bench = Bench::new("memsw");
+    let cgroup = bench.create("/ctr");
+    let both =
+        |memory: i64, swap: i64| limits(|r| (r.memory_limit_bytes, r.memory_swap_bytes) = (Some(memory), Some(swap)));
+    for (memory, swap) in [(64, 64), (256, 512), (512, 512), (32, 128), (128, 128), (16, 16)] {
+        cgroup.apply(&both(memory << 20, swap << 20)).unwrap();
+        assert_eq!(says(&cgroup, "memory", "memory.limit_in_bytes"), (memory << 20).to_string());
+        assert_eq!(says(&cgroup, "memory", "memory.memsw.limit_in_bytes"), (swap << 20).to_string());
+    }
+    let unlimited = "9223372036854771712";
+    cgroup.apply(&limits(|r| r.memory_limit_bytes = Some(-1))).unwrap();
+    assert_eq!(says(&cgroup, "memory", "memory.limit_in_bytes"), unlimited);
+    assert_eq!(says(&cgroup, "memory", "memory.memsw.limit_in_bytes"), unlimited);
+    // Memory alone above memory plus swap: refused, and nothing changed.
+    cgroup.apply(&both(16 << 20, 16 << 20)).unwrap();
+    let e = cgroup.apply(&limits(|r| (r.pids_limit, r.memory_limit_bytes) = (Some(5), Some(32 << 20)))).unwrap_err();
+    assert_eq!(e.errno(), Some(Errno::EINVAL));
+    assert!(e.to_string().contains("memory.limit_in_bytes") && e.to_string().contains("EINVAL"), "{e}");
+    assert_eq!(says(&cgroup, "memory", "memory.limit_in_bytes"), (16 << 20).to_string());
+    cgroup.remove().unwrap();
+}
+
+#[test]
+fn a_refused_limit_leaves_all_as_they_were() {
+    let bench = Bench::new("undo");
+    let cgroup = bench.create("/ctr");
+    let first = limits(|r| {
+        (r.cpu_shares, r.cpu_quota_us, r.cpu_period_us) = (Some(300), Some(20_000), Some(100_000));
+        (r.memory_limit_bytes, r.memory_swap_bytes) = (Some(64 << 20), Some(64 << 20));
+        r.cpuset_cpus = Some("0".to_owned());
+    });
+    cgroup.apply(&first).unwrap();
+    let files = [
+        ("cpu", "cpu.shares"),
+        ("cpu", "cpu.cfs_quota_us"),
+        ("cpu", "cpu.cfs_period_us"),
+        ("memory", "memory.limit_in_bytes"),
+        ("memory", "memory.memsw.limit_in_bytes"),
+        ("cpuset", "cpuset.cpus"),
+        ("pids", "pids.max"),
+    ];
+    let before = files.map(|(c, f)| says(&cgroup, c, f));
+    // Everything is possible but the last: more pids than the kernel has.
+    let e = cgroup
+        .apply(&limits(|r| {
+            (r.cpu_shares, r.cpu_quota_us, r.cpu_period_us) = (Some(400), Some(40_000), Some(50_000));
+            (r.memory_limit_bytes, r.memory_swap_bytes) = (Some(128 << 20), Some(128 << 20));
+            r.cpuset_cpus = Some("0-1".to_owned());
+            r.pids_limit = Some(i64::MAX);
+        }))
+        .unwrap_err();
+    assert_eq!(e.errno(), Some(Errno::EINVAL), "{e}");
+    assert_eq!(files.map(|(c, f)| says(&cgroup, c, f)), before);
+    // A CPU the machine does not have.
+    let e = cgroup.apply(&limits(|r| r.cpuset_cpus = Some("5000".to_owned()))).unwrap_err();
+    assert!(e.to_string().contains("choose from those"), "{e}");
+    cgroup.remove().unwrap();
+}
+
+#[test]
+fn memory_in_use_is_not_cut_off() {
+    let bench = Bench::new("below");
+    let cgroup = bench.create("/ctr");
+    // A shell that holds 20 MB in a variable, and says when.
+    let script = "x=$(head -c 20000000 /dev/zero | tr '\\0' x); echo; read -r y; echo ${#x}";
+    let mut child = inside(&cgroup, &["/bin/sh", "-c", script]);
+    let mut out = child.stdout.take().unwrap();
+    std::io::Read::read_exact(&mut out, &mut [0]).unwrap();
+    let e = cgroup.apply(&limits(|r| {
+        (r.memory_limit_bytes, r.memory_swap_bytes) = (Some(1 << 20), Some(1 << 20));
+    }));
+    let e = e.unwrap_err();
+    assert_eq!(e.errno(), Some(Errno::EBUSY), "{e}");
+    assert!(e.to_string().contains("higher limit"), "{e}");
+    assert_eq!(says(&cgroup, "memory", "memory.limit_in_bytes"), "9223372036854771712");
+    assert_eq!(cgroup.oom_kills(), 0);
+    drop(child.stdin.take());
+    assert!(child.wait().unwrap().code().is_some());
+    remove_soon(&cgroup);
+}
+
+#[test]
+fn too_many_pids_are_refused_by_the_kernel() {
+    let bench = Bench::new("pids");
+    let cgroup = bench.create("/ctr");
+    cgroup.apply(&limits(|r| r.pids_limit = Some(2))).unwrap();
+    let mut child = inside(&cgroup, &["/bin/sh", "-c", "sleep 1000 & sleep 1000 & sleep 1000 & wait"]);
+    // The shell is one, so the second sleep cannot be born; a shell that cannot fork ends.
+    child.wait().unwrap();
+    assert!(says(&cgroup, "pids", "pids.events").trim() != "max 0");
+    cgroup.kill().unwrap();
+    remove_soon(&cgroup);
+}
+
+#[test]
+fn an_oom_kill_is_counted() {
+    let bench = Bench::new("oom");
+    let cgroup = bench.create("/ctr");
+    assert_eq!(cgroup.oom_kills(), 0);
+    let both = Some(4 << 20);
+    cgroup.apply(&limits(|r| (r.memory_limit_bytes, r.memory_swap_bytes) = (both, both))).unwrap();
+    let mut child = inside(&cgroup, &["/bin/sh", "-c", "x=$(head -c 50000000 /dev/zero | tr '\\0' x)"]);
+    child.wait().unwrap();
+    assert!(cgroup.oom_kills() >= 1);
+    remove_soon(&cgroup);
+}
+
+#[test]
+fn hugepages_sit_where_their_controller_is() {
+    let bench = Bench::new("huge");
+    let cgroup = bench.create("/pod/ctr");
+    let page = |page_size: &str| plan::HugepageLimit { page_size: page_size.to_owned(), limit_bytes: 4 << 20 };
+    let Some(h) = bench.h.carrying("hugetlb") else {
+        let warnings = cgroup.apply(&limits(|r| r.hugepages = vec![page("2MB")])).unwrap();
+        assert!(warnings[0].contains("hugetlb"), "{warnings:?}");
+        return;
+    };
+    let name = if h.is_v2() { "hugetlb.2MB.max" } else { "hugetlb.2MB.limit_in_bytes" };
+    assert!(cgroup.apply(&limits(|r| r.hugepages = vec![page("2MB")])).unwrap().is_empty());
+    assert_eq!(says(&cgroup, "hugetlb", name), (4 << 20).to_string());
+    let warnings = cgroup.apply(&limits(|r| r.hugepages = vec![page("7MB")])).unwrap();
+    assert!(warnings[0].contains("7MB"), "{warnings:?}");
+    for bad in ["", "MB", "2", "2mb", "2TB", "../2MB", "2MB.max\n", "-2MB"] {
+        assert!(cgroup.apply(&limits(|r| r.hugepages = vec![page(bad)])).is_err(), "{bad:?}");
+    }
+    // The container's own processes do not stand in the way.
+    let mut child = inside(&cgroup, &["/bin/sleep", "1000"]);
+    cgroup.apply(&limits(|r| r.hugepages = vec![page("2MB")])).unwrap();
+    cgroup.kill().unwrap();
+    child.wait().unwrap();
+    remove_soon(&cgroup);
+    bench.nothing_left();
+}
+
+#[test]
+fn device_rules_take_effect() {
+    let bench = Bench::new("devices");
+    let cgroup = bench.create("/ctr");
+    let rule = |allow, kind: &str, major, minor, access: &str| plan::DeviceRule {
+        allow,
+        kind: kind.to_owned(),
+        major,
+        minor,
+        access: access.to_owned(),
+    };
+    let warnings = cgroup
+        .allow_devices(&[
+            rule(false, "a", -1, -1, "rwm"),
+            rule(true, "c", -1, -1, "m"),
+            rule(true, "c", 1, 3, "rwm"),
+            rule(true, "c", 136, -1, "rw"),
+        ])
+        .unwrap();
+    if bench.h.carrying("devices").is_none() {
+        assert!(warnings[0].contains("not enforced"));
+        return;
+    }
+    assert_eq!(says(&cgroup, "devices", "devices.list"), "c *:* m\nc 1:3 rwm\nc 136:* rw");
+    let status = |file: &str| inside(&cgroup, &["/bin/sh", "-c", &format!("true < {file}")]).wait().unwrap().code();
+    assert_eq!(status("/dev/null"), Some(0));
+    assert_ne!(status("/dev/zero"), Some(0));
+    remove_soon(&cgroup);
+}
+
+#[test]
+fn a_tree_is_killed_and_removed_as_a_whole() {
+    let bench = Bench::new("tree");
+    let cgroup = bench.create("/ctr");
+    let inner = bench.create("/ctr/a/b");
+    let script = "sleep 1000 & (sleep 1000 & sleep 1000) & wait";
+    let mut children = [inside(&cgroup, &["/bin/sh", "-c", script]), inside(&inner, &["/bin/sh", "-c", script])];
+    eventually("the sleepers do not start", || cgroup.pids().unwrap().len() >= 8);
+    assert!(inner.pids().unwrap().len() >= 4);
+    assert!(matches!(cgroup.remove(), Err(CgroupError::Busy { .. })));
+    cgroup.kill().unwrap();
+    for child in &mut children {
+        child.wait().unwrap();
+    }
+    remove_soon(&cgroup);
+    bench.nothing_left();
+}
+
+#[test]
+fn without_cgroup_kill_a_tree_is_killed_too() {
+    let bench = Bench::new("slow");
+    let cgroup = bench.create("/ctr");
+    // Children that make children for as long as they live.
+    let script = "while :; do sleep 0.01 & sleep 0.01 & wait; done";
+    let mut children = [(); 3].map(|()| inside(&cgroup, &["/bin/sh", "-c", script]));
+    std::thread::sleep(Duration::from_millis(30));
+    cgroup.kill_one_by_one(bench.h.tracking()).unwrap();
+    for child in &mut children {
+        child.wait().unwrap();
+    }
+    remove_soon(&cgroup);
+}
+
+#[test]
+fn a_tracker_holds_one_session() {
+    let bench = Bench::new("track");
+    let cgroup = bench.create("/ctr");
+    let mut workload = inside(&cgroup, &["/bin/sleep", "1000"]);
+    let tracker = cgroup.tracker("exec-1").unwrap();
+    let mut session = inside(&tracker, &["/bin/sleep", "1000"]);
+    let membership = std::fs::read_to_string(format!("/proc/{}/cgroup", session.id())).unwrap();
+    let tracking = bench.h.get(bench.h.tracking());
+    for line in membership.lines() {
+        let here = line.starts_with("0::") == tracking.is_v2() && (tracking.is_v2() || line.contains(tracking.label()));
+        let path = if here { tracker.path() } else { cgroup.path() };
+        assert!(line.ends_with(path), "{line}");
+    }
+    assert_eq!(cgroup.pids().unwrap().len(), 2);
+    assert_eq!(tracker.pids().unwrap().len(), 1);
+    tracker.kill().unwrap();
+    session.wait().unwrap();
+    remove_soon(&tracker);
+    assert!(workload.try_wait().unwrap().is_none());
+    // A tracker forgotten is removed with the container's.
+    cgroup.tracker("exec-2").unwrap();
+    cgroup.kill().unwrap();
+    workload.wait().unwrap();
+    remove_soon(&cgroup);
+    bench.nothing_left();
+}
+
+#[test]
+fn only_what_was_made_is_removed() {
+    let bench = Bench::new("made");
+    // Somebody made the pod's cgroup in one hierarchy and not in the others.
+    let theirs = bench.h.get(0).mount_point().join(&bench.top[1..]);
+    std::fs::create_dir(&theirs).unwrap();
+    let line = Cgroup::record(&bench.h, &format!("{}/pod/ctr", bench.top)).unwrap();
+    let cgroup = bench.create("/pod/ctr");
+    assert_eq!(cgroup.made(), line);
+    let neighbour = bench.create("/pod/other");
+    assert_eq!(neighbour.made(), neighbour.path());
+    cgroup.remove().unwrap();
+    assert!(bench.exists(bench.h.get(1).label(), "pod/other"));
+    neighbour.remove().unwrap();
+    // By another process, from the record.
+    let again = bench.create("/pod/ctr");
+    drop(again);
+    Cgroup::reopen(&bench.h, &line).unwrap().remove().unwrap();
+    assert!(theirs.exists());
+    std::fs::remove_dir(&theirs).unwrap();
+    bench.nothing_left();
+}
+
+#[test]
+fn a_record_is_swept() {
+    let bench = Bench::new("sweep");
+    let (first, second) = (format!("{}/pod/a", bench.top), format!("{}/pod/b", bench.top));
+    let mut record = Cgroup::record(&bench.h, &first).unwrap();
+    let a = Cgroup::create(&bench.h, &first).unwrap();
+    record += "\n";
+    record += &Cgroup::record(&bench.h, &second).unwrap();
+    let b = Cgroup::create(&bench.h, &second).unwrap();
+    // One that was written down and never made.
+    record += &format!("\n{}/pod/c\n", bench.top);
+    let mut children = [inside(&a, &["/bin/sleep", "1000"]), inside(&b, &["/bin/sleep", "1000"])];
+    sweep(&bench.h, &record).unwrap();
+    for child in &mut children {
+        child.wait().unwrap();
+    }
+    bench.nothing_left();
+    sweep(&bench.h, &record).unwrap();
+    for bad in ["/", "relative", "/..", "/a\tb", "/a\tcpu:/../x"] {
+        assert!(sweep(&bench.h, bad).is_err(), "{bad:?}");
+    }
+}
+
+#[test]
+fn what_is_gone_is_told_by_name() {
+    let bench = Bench::new("gone");
+    let path = format!("{}/ctr", bench.top);
+    assert_eq!(Cgroup::open(&bench.h, &path).unwrap_err().errno(), Some(Errno::ENOENT));
+    let cgroup = bench.create("/ctr");
+    Cgroup::open(&bench.h, &path).unwrap().remove().unwrap();
+    let e = cgroup.apply(&limits(|r| r.pids_limit = Some(5))).unwrap_err();
+    assert!(e.to_string().contains("pids.max of cgroup pids:/aril-test-"), "{e}");
+    assert!(cgroup.entry().is_err());
+    cgroup.kill().unwrap();
+    assert!(cgroup.pids().unwrap().is_empty());
+    cgroup.remove().unwrap();
+    for bad in ["", "/", "../x", "/a/../b", "/cgroup.procs", "x"] {
+        assert!(matches!(Cgroup::create(&bench.h, bad), Err(CgroupError::Path { .. })), "{bad:?}");
+        assert!(matches!(Cgroup::open(&bench.h, bad), Err(CgroupError::Path { .. })), "{bad:?}");
+    }
+    assert!(matches!(cgroup.signal_all(0), Err(CgroupError::Value { .. })));
+    sweep(&bench.h, &bench.top).unwrap();
+    bench.nothing_left();
+}
+
+#[test]
+fn strays_in_one_hierarchy_are_killed_too() {
+    let bench = Bench::new("stray");
+    let cgroup = bench.create("/ctr");
+    // In all v1 hierarchies, but not where processes are tracked.
+    let mut child = inside_v1(&cgroup, &["/bin/sleep", "1000"]);
+    cgroup.kill_everywhere().unwrap();
+    child.wait().unwrap();
+    remove_soon(&cgroup);
+    bench.nothing_left();
 }
