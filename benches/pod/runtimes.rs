@@ -94,8 +94,10 @@ fn start_aril(arena: &mut Arena, host: &Host, socket: &Path) -> Result<()> {
     let dir = arena.dir.display();
     let (socket, shim) = (socket.display(), fs::canonicalize(&host.shim)?);
     let text = format!(
-        "root = \"{dir}/root\"\nstate = \"{dir}/state\"\nsocket = \"{socket}\"\nshim = \"{}\"\n",
-        shim.display()
+        "root = \"{dir}/root\"\nstate = \"{dir}/state\"\nsocket = \"{socket}\"\nshim = \"{}\"\n\
+         shim_cgroup = \"{}/shims\"\n",
+        shim.display(),
+        arena.cgroup
     );
     fs::write(&config, text)?;
     arena.start(&fs::canonicalize(&host.aril)?, &["serve".into(), "--config".into(), config.into()])
