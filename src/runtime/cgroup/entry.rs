@@ -11,7 +11,7 @@ use super::{Cgroup, file};
 /// `/proc` and no permission but the descriptors.
 #[derive(Debug)]
 pub struct Entry {
-    tasks: Vec<OwnedFd>,
+    tasks: Vec<Arc<OwnedFd>>,
     unified: Option<Arc<OwnedFd>>,
 }
 
@@ -60,8 +60,11 @@ impl Cgroup {
             let place = place.as_ref().ok_or_else(|| fail(nix::errno::Errno::ENOENT))?;
             if h.is_v2() {
                 entry.unified = Some(Arc::clone(&place.fd));
+            } else if let Some(tasks) = place.tasks.get() {
+                entry.tasks.push(Arc::clone(tasks));
             } else {
-                entry.tasks.push(file::open_write(&place.fd, "tasks").map_err(fail)?);
+                let tasks = Arc::new(file::open_write(&place.fd, "tasks").map_err(fail)?);
+                entry.tasks.push(Arc::clone(place.tasks.get_or_init(|| tasks)));
             }
         }
         Ok(entry)

@@ -1,14 +1,14 @@
 //! Listing and killing the processes of a cgroup and of all below it.
 
 use std::collections::BTreeSet;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::sys::signal::{self, Signal};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
 use super::error::CgroupError;
 use super::{Cgroup, file};
+use crate::sys::process::{pidfd_open, pidfd_signal};
 
 /// Deepest nesting looked into.
 const MAX_DEPTH: u32 = 64;
@@ -16,6 +16,8 @@ const MAX_DEPTH: u32 = 64;
 const MAX_CGROUPS: u32 = 100_000;
 /// How often processes that appear while others are killed are listed again.
 const MAX_ROUNDS: u32 = 1000;
+/// How many processes are held by pidfd at a time: few beside the limit of open files.
+const BATCH: usize = 128;
 
 impl Cgroup {
     /// The processes in it and below it, sorted; zombies are not among them.
@@ -23,11 +25,7 @@ impl Cgroup {
     /// # Errors
     /// [`CgroupError::Kernel`]; a cgroup that is gone has none.
     pub fn pids(&self) -> Result<Vec<i32>, CgroupError> {
-        Ok(self.pid_set()?.into_iter().collect())
-    }
-
-    fn pid_set(&self) -> Result<BTreeSet<i32>, CgroupError> {
-        self.pids_in(self.hierarchies.tracking())
+        Ok(self.pids_in(self.hierarchies.tracking())?.into_iter().collect())
     }
 
     fn pids_in(&self, hierarchy: usize) -> Result<BTreeSet<i32>, CgroupError> {
@@ -52,18 +50,35 @@ impl Cgroup {
             what: format!("signal {number}"),
             reason: "it is no signal of this system".to_owned(),
         })?;
-        self.signal_set(&self.pid_set()?, signal)
+        let tracking = self.hierarchies.tracking();
+        self.signal_set(tracking, &self.pids_in(tracking)?, signal)
     }
 
-    fn signal_set(&self, pids: &BTreeSet<i32>, signal: Signal) -> Result<usize, CgroupError> {
+    /// A number read from the cgroup may belong to somebody else a moment later. So processes are taken hold of by
+    /// number, and those are signalled whose number is listed still: then it is them, or somebody who is in it too.
+    fn signal_set(&self, hierarchy: usize, pids: &BTreeSet<i32>, signal: Signal) -> Result<usize, CgroupError> {
+        let fail = |pid: i32, e: &std::io::Error| {
+            let object = format!("process {pid} of cgroup {}", self.path.as_str());
+            CgroupError::kernel("signal", object, e.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
+        };
+        let gone = |e: &std::io::Error| e.raw_os_error() == Some(Errno::ESRCH as i32);
+        let numbers: Vec<i32> = pids.iter().copied().collect();
         let mut reached = 0;
-        for &pid in pids {
-            match signal::kill(Pid::from_raw(pid), signal) {
-                Ok(()) => reached += 1,
-                Err(Errno::ESRCH) => {}
-                Err(errno) => {
-                    let object = format!("process {pid} of cgroup {}", self.path.as_str());
-                    return Err(CgroupError::kernel("signal", object, errno));
+        for batch in numbers.chunks(BATCH) {
+            let mut held: Vec<(i32, OwnedFd)> = Vec::with_capacity(batch.len());
+            for &pid in batch {
+                match pidfd_open(pid) {
+                    Ok(pidfd) => held.push((pid, pidfd)),
+                    Err(e) if gone(&e) => {}
+                    Err(e) => return Err(fail(pid, &e)),
+                }
+            }
+            let listed = self.pids_in(hierarchy)?;
+            for (pid, pidfd) in held.iter().filter(|(pid, _)| listed.contains(pid)) {
+                match pidfd_signal(pidfd.as_fd(), signal as i32) {
+                    Ok(()) => reached += 1,
+                    Err(e) if gone(&e) => {}
+                    Err(e) => return Err(fail(*pid, &e)),
                 }
             }
         }
@@ -112,7 +127,7 @@ impl Cgroup {
         let mut doomed = BTreeSet::new();
         for _ in 0..MAX_ROUNDS {
             let pids = self.pids_in(hierarchy)?;
-            self.signal_set(&pids, Signal::SIGKILL)?;
+            self.signal_set(hierarchy, &pids, Signal::SIGKILL)?;
             if pids.is_subset(&doomed) {
                 return Ok(());
             }

@@ -185,7 +185,8 @@ impl Journal<'_> {
         for limit in limits {
             let (size, value) = (&limit.page_size, limit.limit_bytes.to_string());
             match self.set(i, &format!("hugetlb.{size}.{file}"), &value) {
-                // This size is not one of the kernel's: nobody can use a page of it either.
+                // This size is not one of the kernel's, so nobody can use a page of it.
+                Err(e) if e.errno() == Some(Errno::ENOENT) && limit.limit_bytes == 0 => continue,
                 Err(e) if e.errno() == Some(Errno::ENOENT) => {
                     self.warn(format!("the kernel has no huge pages of {size}: their limit is not applied"));
                     continue;

@@ -31,7 +31,7 @@ mod v1;
 mod v2;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use nix::errno::Errno;
 
@@ -58,8 +58,16 @@ pub struct Cgroup {
 #[derive(Debug, Clone)]
 struct Place {
     fd: Arc<OwnedFd>,
+    /// v1: the `tasks` file, opened by the first who enters and kept for each exec session after it.
+    tasks: Arc<OnceLock<Arc<OwnedFd>>>,
     /// False: the directory belongs to the cgroup this one is a tracker of.
     own: bool,
+}
+
+impl Place {
+    fn new(fd: OwnedFd) -> Self {
+        Self { fd: Arc::new(fd), tasks: Arc::default(), own: true }
+    }
 }
 
 impl Cgroup {
@@ -95,14 +103,16 @@ impl Cgroup {
         if new.made {
             made_here.push(index);
         }
-        self.dirs.push(Some(Place { fd: Arc::new(new.fd), own: true }));
+        let place = Place::new(new.fd);
+        let fd = Arc::clone(&place.fd);
+        self.dirs.push(Some(place));
         if h.is_v2() {
             // Beside v1, v2 is there for tracking and killing; see `apply` for the controllers it may carry.
             if hierarchies.version() == Version::V2 {
                 v2::enable_above(h, &self.path, v2::KNOWN)?;
             }
         } else if h.controllers().iter().any(|c| c == "cpuset") {
-            v1::fill_cpuset(h, &self.path)?;
+            v1::fill_cpuset(h, &self.path, fd.as_fd(), new.made)?;
         }
         Ok(())
     }
@@ -163,11 +173,11 @@ impl Cgroup {
         let h = self.hierarchies.get(tracking);
         let new = tree::make(h, &path)?;
         if !h.is_v2() && h.controllers().iter().any(|c| c == "cpuset") {
-            v1::fill_cpuset(h, &path)?;
+            v1::fill_cpuset(h, &path, new.fd.as_fd(), new.made)?;
         }
-        let lend = |place: &Option<Place>| place.as_ref().map(|p| Place { fd: Arc::clone(&p.fd), own: false });
+        let lend = |place: &Option<Place>| place.as_ref().map(|p| Place { own: false, ..p.clone() });
         let mut dirs: Vec<_> = self.dirs.iter().map(lend).collect();
-        dirs[tracking] = Some(Place { fd: Arc::new(new.fd), own: true });
+        dirs[tracking] = Some(Place::new(new.fd));
         Ok(Self { hierarchies: self.hierarchies.clone(), path, dirs, made: Vec::new() })
     }
 
@@ -201,7 +211,7 @@ impl Cgroup {
 
 fn open_place(h: &Hierarchy, path: &CgroupPath) -> Result<Option<Place>, CgroupError> {
     match file::open_dir(h.root(), path.relative()) {
-        Ok(fd) => Ok(Some(Place { fd: Arc::new(fd), own: true })),
+        Ok(fd) => Ok(Some(Place::new(fd))),
         Err(Errno::ENOENT) => Ok(None),
         Err(errno) => Err(CgroupError::kernel("open cgroup", h.object(path.relative()), errno)),
     }

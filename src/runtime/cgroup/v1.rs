@@ -5,7 +5,7 @@
 //! write relative to the descriptor takes 4.9 µs, so some 20 µs for all limits of a container. Device rules are a
 //! dozen writes to one file, which [`super::devices`] opens once; see there.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use cgroups_rs::fs::MaxValue;
@@ -25,43 +25,74 @@ use crate::plan;
 const CPUSET_FILES: [&str; 2] = ["cpuset.cpus", "cpuset.mems"];
 
 /// Fills the CPUs and memory nodes of a cpuset cgroup, and of those above it, from the next one above that has
-/// some. Nobody can enter a v1 cpuset without them (`ENOSPC`), and a new one has none.
-pub(super) fn fill_cpuset(h: &Hierarchy, path: &CgroupPath) -> Result<(), CgroupError> {
-    CPUSET_FILES.iter().try_for_each(|name| fill(h, path, name))
+/// some. Nobody can enter a v1 cpuset without them (`ENOSPC`), and one just made (`new`) has none.
+pub(super) fn fill_cpuset(
+    h: &Hierarchy,
+    path: &CgroupPath,
+    leaf: BorrowedFd<'_>,
+    new: bool,
+) -> Result<(), CgroupError> {
+    let mut chain = Chain {
+        h,
+        leaf,
+        relatives: std::iter::once(path.relative()).chain(path.ancestors().rev()).collect(),
+        above: Vec::new(),
+    };
+    CPUSET_FILES.iter().try_for_each(|name| chain.fill(name, new))
 }
 
-/// From the bottom up until a value is found, then down again: one that is set has all above it set, because the
-/// kernel wants a cpuset to be part of the one above.
-fn fill(h: &Hierarchy, path: &CgroupPath, name: &str) -> Result<(), CgroupError> {
-    let fail = |step, relative: &str, errno| {
-        CgroupError::kernel(step, format!("{} of cgroup {}", name, h.object(relative)), errno)
-    };
-    let mut empty = Vec::new();
-    let mut value = None;
-    for relative in std::iter::once(path.relative()).chain(path.ancestors().rev()) {
-        let dir = file::open_dir(h.root(), relative).map_err(|e| fail("open", relative, e))?;
-        let text = file::read(&dir, name).map_err(|e| fail("read", relative, e))?;
-        if !text.trim().is_empty() {
-            value = Some(text);
-            break;
+/// A cgroup and those above it, opened once for both files, and only as far up as is needed.
+struct Chain<'a> {
+    h: &'a Hierarchy,
+    leaf: BorrowedFd<'a>,
+    /// Innermost first, without the root.
+    relatives: Vec<&'a str>,
+    above: Vec<OwnedFd>,
+}
+
+impl Chain<'_> {
+    /// From the bottom up until a value is found, then down again: one that is set has all above it set, because the
+    /// kernel wants a cpuset to be part of the one above.
+    fn fill(&mut self, name: &str, new: bool) -> Result<(), CgroupError> {
+        let mut level = usize::from(new);
+        let value = loop {
+            let text = file::read(self.dir(level, name)?, name).map_err(|e| self.fail("read", level, name, e))?;
+            let value = text.trim();
+            if !value.is_empty() {
+                break value.to_owned();
+            }
+            if level == self.relatives.len() {
+                return Err(self.fail("read", level, name, Errno::ENODATA));
+            }
+            level += 1;
+        };
+        while level > 0 {
+            level -= 1;
+            file::write(self.dir(level, name)?, name, &value).map_err(|e| self.fail("set", level, name, e))?;
         }
-        empty.push((relative, dir));
+        Ok(())
     }
-    if empty.is_empty() {
-        return Ok(());
+
+    /// The directory `level` steps above the leaf; past the last one, the root.
+    fn dir(&mut self, level: usize, name: &str) -> Result<BorrowedFd<'_>, CgroupError> {
+        if level == 0 {
+            return Ok(self.leaf);
+        }
+        if level == self.relatives.len() {
+            return Ok(self.h.root());
+        }
+        while self.above.len() < level {
+            let next = self.above.len() + 1;
+            let opened = file::open_dir(self.h.root(), self.relatives[next]);
+            self.above.push(opened.map_err(|e| self.fail("open", next, name, e))?);
+        }
+        Ok(self.above[level - 1].as_fd())
     }
-    let value = match value {
-        Some(value) => value,
-        None => file::read(h.root(), name).map_err(|e| fail("read", "", e))?,
-    };
-    let value = value.trim();
-    if value.is_empty() {
-        return Err(fail("read", "", Errno::ENODATA));
+
+    fn fail(&self, step: &'static str, level: usize, name: &str, errno: Errno) -> CgroupError {
+        let relative = self.relatives.get(level).copied().unwrap_or("");
+        CgroupError::kernel(step, format!("{name} of cgroup {}", self.h.object(relative)), errno)
     }
-    for (relative, dir) in empty.iter().rev() {
-        file::write(dir.as_fd(), name, value).map_err(|e| fail("write", relative, e))?;
-    }
-    Ok(())
 }
 
 /// cpu.shares, the CFS quota and its burst.
