@@ -19,6 +19,8 @@ mod detect;
 mod devices;
 mod entry;
 mod error;
+#[cfg(test)]
+mod fake_tests;
 mod file;
 mod kill;
 mod limits;

@@ -218,3 +218,35 @@ fn is_limit_file(name: &str) -> bool {
             .split('.')
             .all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-'))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_three_fixed_points_are_met() {
+        for (shares, weight) in [(2, 1), (1024, 100), (262_144, 10_000), (0, 1), (1, 1), (u64::MAX, 10_000)] {
+            assert_eq!(cpu_weight(shares), weight, "{shares}");
+        }
+        // A tenth and ten times the default.
+        assert_eq!((cpu_weight(102), cpu_weight(10_240)), (17, 639));
+    }
+
+    proptest! {
+        #[test]
+        fn weights_grow_with_shares_and_stay_in_range(a in 0u64..300_000, b in 0u64..300_000) {
+            let (low, high) = (a.min(b), a.max(b));
+            prop_assert!(cpu_weight(low) <= cpu_weight(high));
+            prop_assert!((1..=10_000).contains(&cpu_weight(a)));
+        }
+
+        #[test]
+        fn a_limit_file_is_one_component_of_a_controller(name in "[a-zA-Z0-9_./\n-]{0,30}") {
+            if is_limit_file(&name) {
+                prop_assert!(!name.contains('/') && !name.contains("..") && !name.contains('\n'));
+                prop_assert!(!name.starts_with("cgroup.") || name.starts_with("cgroup.max."));
+            }
+        }
+    }
+}
