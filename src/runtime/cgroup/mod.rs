@@ -158,6 +158,12 @@ impl Cgroup {
         self.dir(self.hierarchies.position(controller)?)
     }
 
+    /// The directories of this cgroup, each with the label of its hierarchy ("cpu", "unified").
+    pub fn places(&self) -> impl Iterator<Item = (&str, BorrowedFd<'_>)> {
+        let labels = self.hierarchies.iter().map(detect::Hierarchy::label);
+        labels.zip(&self.dirs).filter_map(|(label, place)| Some((label, place.as_ref()?.fd.as_fd())))
+    }
+
     fn dir(&self, index: usize) -> Option<BorrowedFd<'_>> {
         self.dirs[index].as_ref().map(|place| place.fd.as_fd())
     }

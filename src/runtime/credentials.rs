@@ -1,0 +1,121 @@
+//! The one place where a process takes on its identity: groups, ids, capabilities, no_new_privs, limits.
+
+use std::collections::HashSet;
+use std::io::Write;
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+
+use caps::{CapSet, Capability};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::unistd::{Gid, Uid};
+
+use super::error::{Doing, StepError};
+use crate::plan;
+use crate::sys::path::open_proc;
+use crate::sys::process::set_rlimit;
+
+/// Resource limits. A hard limit that may not be raised is lowered to what is allowed, with a warning.
+pub(super) fn set_limits(process: &plan::Process, warnings: &mut Vec<String>) -> Result<(), StepError> {
+    for limit in &process.rlimits {
+        match set_rlimit(limit.resource, limit.soft, limit.hard) {
+            Err(e) if e.raw_os_error() == Some(libc::EPERM) => warnings.push(format!(
+                "resource limit {} stays as it is: raising it to {} needs CAP_SYS_RESOURCE, which this host lacks",
+                limit.resource, limit.hard
+            )),
+            other => other.doing(|| format!("set resource limit {} to {}", limit.resource, limit.hard))?,
+        }
+    }
+    Ok(())
+}
+
+/// The score the kernel's OOM killer adds. Without `CAP_SYS_RESOURCE` it cannot be lowered: a warning, no failure.
+pub(super) fn set_oom_score(proc: BorrowedFd<'_>, score: i32, warnings: &mut Vec<String>) -> Result<(), StepError> {
+    let what = || format!("set oom_score_adj to {score}");
+    let file = open_proc(proc, Path::new("self/oom_score_adj"), OFlag::O_WRONLY).doing(what)?;
+    match std::fs::File::from(file).write_all(score.to_string().as_bytes()) {
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EACCES | libc::EPERM)) => {
+            warnings.push(format!("oom_score_adj stays above {score}: lowering it needs CAP_SYS_RESOURCE"));
+            Ok(())
+        }
+        other => other.doing(what),
+    }
+}
+
+/// Becomes `user` with exactly the capabilities of `process`, in the order the kernel demands: the bounding set while
+/// `CAP_SETPCAP` is there, ids while `CAP_SETUID` is, the rest from what `PR_SET_KEEPCAPS` kept; and reads it back.
+pub(super) fn assume(process: &plan::Process, user: &plan::ResolvedUser) -> Result<(), StepError> {
+    let wanted = process.capabilities.unwrap_or_default();
+    drop_bounding(wanted.bounding)?;
+    nix::sys::prctl::set_keepcaps(true).doing(|| "keep capabilities over the change of user".to_owned())?;
+    let groups: Vec<Gid> = user.groups.iter().map(|g| Gid::from_raw(*g)).collect();
+    nix::unistd::setgroups(&groups).doing(|| format!("set {} supplementary groups", groups.len()))?;
+    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+    nix::unistd::setresgid(gid, gid, gid).doing(|| format!("become group {gid}"))?;
+    nix::unistd::setresuid(uid, uid, uid).doing(|| format!("become user {uid}"))?;
+    nix::sys::prctl::set_keepcaps(false).doing(|| "stop keeping capabilities".to_owned())?;
+    set_capabilities(&wanted)?;
+    if process.no_new_privs {
+        nix::sys::prctl::set_no_new_privs().doing(|| "set no_new_privs".to_owned())?;
+    }
+    verify(uid, gid, &wanted)
+}
+
+/// The capabilities the kernel knows, lowest first.
+fn known() -> impl Iterator<Item = (u32, Capability)> {
+    caps::all().into_iter().map(|c| (u32::from(c.index()), c))
+}
+
+/// The members of a bit set.
+fn members(bits: u64) -> HashSet<Capability> {
+    known().filter(|(n, _)| bits >> n & 1 == 1).map(|(_, c)| c).collect()
+}
+
+fn caps_error(what: String) -> impl FnOnce(caps::errors::CapsError) -> StepError {
+    // The crate tells the errno only inside a sentence; EPERM is the one there is.
+    move |_| StepError::new(Errno::EPERM, what)
+}
+
+fn drop_bounding(keep: u64) -> Result<(), StepError> {
+    for (n, cap) in known() {
+        // One the kernel is too old to know cannot be held; asking is cheaper than dropping.
+        if keep >> n & 1 == 0 && caps::has_cap(None, CapSet::Bounding, cap).unwrap_or(false) {
+            caps::drop(None, CapSet::Bounding, cap).map_err(caps_error(format!("drop {cap} from the bounding set")))?;
+        }
+    }
+    Ok(())
+}
+
+fn set_capabilities(wanted: &plan::Capabilities) -> Result<(), StepError> {
+    let held = caps::read(None, CapSet::Permitted).map_err(caps_error("read capabilities".to_owned()))?;
+    // What the daemon itself was not given cannot be passed on; "privileged" means all there is.
+    let permitted: HashSet<_> = members(wanted.permitted).intersection(&held).copied().collect();
+    let effective: HashSet<_> = members(wanted.effective).intersection(&permitted).copied().collect();
+    let inheritable: HashSet<_> =
+        members(wanted.inheritable | wanted.ambient).intersection(&permitted).copied().collect();
+    let ambient: HashSet<_> = members(wanted.ambient).intersection(&permitted).copied().collect();
+    // Inheritable before permitted shrinks, ambient last: it must be in both.
+    let set = |set: CapSet, value: &HashSet<Capability>| {
+        caps::set(None, set, value).map_err(caps_error(format!("set {set:?} capabilities")))
+    };
+    set(CapSet::Effective, &effective)?;
+    set(CapSet::Permitted, &permitted)?;
+    set(CapSet::Inheritable, &inheritable)?;
+    if !ambient.is_empty() {
+        set(CapSet::Ambient, &ambient)?;
+    }
+    Ok(())
+}
+
+/// A process that is not who it should be must not start.
+fn verify(uid: Uid, gid: Gid, wanted: &plan::Capabilities) -> Result<(), StepError> {
+    let ids = nix::unistd::getresuid().doing(|| "read back user ids".to_owned())?;
+    let gids = nix::unistd::getresgid().doing(|| "read back group ids".to_owned())?;
+    let effective = caps::read(None, CapSet::Effective).map_err(caps_error("read back capabilities".to_owned()))?;
+    let inheritable = caps::read(None, CapSet::Inheritable).map_err(caps_error("read back capabilities".to_owned()))?;
+    let right = (ids.real, ids.effective, ids.saved) == (uid, uid, uid)
+        && (gids.real, gids.effective, gids.saved) == (gid, gid, gid)
+        && effective.is_subset(&members(wanted.effective))
+        && inheritable.is_subset(&members(wanted.inheritable | wanted.ambient));
+    if right { Ok(()) } else { Err(StepError::new(Errno::EPERM, "verify the identity just taken on")) }
+}

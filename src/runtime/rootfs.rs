@@ -1,0 +1,107 @@
+//! The container's root: an overlay made detached, attached only inside the container's mount namespace.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag};
+use nix::mount::{MntFlags, umount2};
+use nix::sys::stat::Mode;
+
+use super::error::{Doing, StepError};
+use crate::plan;
+use crate::sys::mount::{FsContext, SetAttr, attach, attr, clone_mount, set_attr};
+
+/// A detached mount of the container's root, writable for now.
+pub(super) fn open(rootfs: &plan::Rootfs) -> Result<OwnedFd, StepError> {
+    if rootfs.lower.is_empty() {
+        let path = c_string(&rootfs.path, "root directory")?;
+        // The mounts below belong to the bundle too.
+        return clone_mount(AT_FDCWD, &path, true).doing(|| format!("open root directory {}", rootfs.path));
+    }
+    overlay(rootfs)
+}
+
+fn overlay(rootfs: &plan::Rootfs) -> Result<OwnedFd, StepError> {
+    let what = || format!("mount overlay of {} layers", rootfs.lower.len());
+    let context = FsContext::open(c"overlay").doing(what)?;
+    context.set_string(c"source", c"overlay").doing(what)?;
+    for layer in &rootfs.lower {
+        add_lower(&context, layer)?;
+    }
+    // Nothing of a container's own layer is kept over its end, so nothing need be synced: without this the last
+    // unmount would wait for the whole host filesystem.
+    context.set_flag(c"volatile").or_else(ignore_unknown).doing(what)?;
+    context.set_string(c"index", c"off").or_else(ignore_unknown).doing(what)?;
+    set_directory(&context, c"upperdir", &rootfs.upper)?;
+    set_directory(&context, c"workdir", &rootfs.work)?;
+    context.mount(0).doing(|| match context.complaint() {
+        Some(text) => format!("{}: {text}", what()),
+        None => what(),
+    })
+}
+
+/// An option that an older kernel does not know and that only makes things faster.
+fn ignore_unknown(e: std::io::Error) -> std::io::Result<()> {
+    if e.raw_os_error() == Some(libc::EINVAL) { Ok(()) } else { Err(e) }
+}
+
+/// A layer by descriptor (Linux 6.13+), else by path.
+fn add_lower(context: &FsContext, layer: &str) -> Result<(), StepError> {
+    let what = || format!("open layer {layer}");
+    let dir = open_dir(layer).doing(what)?;
+    match context.set_fd(c"lowerdir+", dir.as_fd()) {
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
+            context.set_string(c"lowerdir+", &c_string(layer, "layer")?).doing(what)
+        }
+        other => other.doing(what),
+    }
+}
+
+fn set_directory(context: &FsContext, key: &CStr, path: &str) -> Result<(), StepError> {
+    let what = || format!("open {} {path}", key.to_string_lossy());
+    let dir = open_dir(path).doing(what)?;
+    match context.set_fd(key, dir.as_fd()) {
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
+            context.set_string(key, &c_string(path, "directory")?).doing(what)
+        }
+        other => other.doing(what),
+    }
+}
+
+fn open_dir(path: &str) -> nix::Result<OwnedFd> {
+    nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+}
+
+fn c_string(text: &str, what: &str) -> Result<CString, StepError> {
+    CString::new(text).map_err(|_| StepError::new(Errno::EINVAL, format!("use {what} {text:?}, which holds a NUL")))
+}
+
+/// Cuts the new mount namespace off from the host's: nothing mounted from here on is seen there.
+pub(super) fn isolate() -> Result<(), StepError> {
+    let what = || "make the mount namespace private".to_owned();
+    let root = open_dir("/").doing(what)?;
+    let propagation = libc::MS_PRIVATE;
+    set_attr(root.as_fd(), SetAttr { propagation, recursive: true, ..SetAttr::default() }).doing(what)
+}
+
+/// Puts the detached root where it can be mounted below and pivoted to; `place` is any directory of the host.
+pub(super) fn attach_at(root: BorrowedFd<'_>, place: BorrowedFd<'_>) -> Result<(), StepError> {
+    attach(root, place).doing(|| "attach the root".to_owned())
+}
+
+/// Makes `root` the root of the mount namespace and forgets the host's.
+pub(super) fn pivot(root: BorrowedFd<'_>) -> Result<(), StepError> {
+    let what = || "pivot to the new root".to_owned();
+    nix::unistd::fchdir(root).doing(what)?;
+    // The old root comes to lie on the new one, at the same place, and is taken away from there (pivot_root(2)).
+    nix::unistd::pivot_root(".", ".").doing(what)?;
+    umount2(".", MntFlags::MNT_DETACH).doing(|| "detach the host's root".to_owned())?;
+    nix::unistd::chdir("/").doing(what)
+}
+
+/// Makes the root mount, and it alone, read-only: volumes below keep what they are.
+pub(super) fn make_readonly(root: BorrowedFd<'_>) -> Result<(), StepError> {
+    let change = SetAttr { set: attr::RDONLY, ..SetAttr::default() };
+    set_attr(root, change).doing(|| "make the root read-only".to_owned())
+}
