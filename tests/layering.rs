@@ -144,7 +144,7 @@ fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Every Rust file below a directory, tests in files of their own (`tests.rs`) left out.
+/// Every Rust file below a directory; `code` is empty for tests in files of their own (`tests.rs`, `tests/…`).
 fn sources(directory: &str) -> Vec<Source> {
     let mut list = Vec::new();
     collect(&root().join(directory), &mut list);
@@ -155,7 +155,7 @@ fn sources(directory: &str) -> Vec<Source> {
 fn collect(directory: &Path, list: &mut Vec<Source>) {
     let Ok(entries) = fs::read_dir(directory) else { return };
     for entry in entries {
-        let path = entry.unwrap().path();
+        let path = entry.expect("a directory entry").path();
         if path.is_dir() {
             collect(&path, list);
         } else if path.extension().is_some_and(|e| e == "rs") {
@@ -165,11 +165,11 @@ fn collect(directory: &Path, list: &mut Vec<Source>) {
 }
 
 fn source(path: &Path) -> Source {
-    let text = fs::read_to_string(path).unwrap();
-    let is_tests = path.file_name().is_some_and(|n| n == "tests.rs");
+    let text = fs::read_to_string(path).expect("a readable source");
+    let is_tests = path.with_extension("").iter().any(|part| part == "tests");
     let code = if is_tests { "" } else { before_tests(&text) };
     Source {
-        path: path.strip_prefix(root()).unwrap().to_string_lossy().into_owned(),
+        path: path.strip_prefix(root()).expect("below the root").to_string_lossy().into_owned(),
         code: strip(code),
         with_tests: strip(&text),
         lines: code.lines().count(),

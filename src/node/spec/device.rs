@@ -46,8 +46,9 @@ pub(super) fn devices(input: &Input<'_>, privileged: bool) -> Result<Devices, Sp
     if privileged {
         let field = "linux.security_context.privileged";
         for device in look_up(input, field, "/dev")? {
-            let is_private = |p: &&str| device.path == **p || device.path.starts_with(&format!("{p}/"));
-            if !PRIVATE.iter().any(|p| is_private(&p)) {
+            let is_below =
+                |place: &str| device.path.strip_prefix(place).is_some_and(|r| r.is_empty() || r.starts_with('/'));
+            if !PRIVATE.iter().any(|place| is_below(place)) {
                 devices.nodes.push(node(&device.path, &device));
             }
         }
