@@ -13,7 +13,7 @@ const MAX_MOUNTS: usize = 4096;
 
 /// Files below /proc that a volume may cover: what shows a container its own limits instead of the
 /// machine's. Anything else there would fake the kernel to whoever trusts it.
-const COVERABLE_PROC: [&str; 11] = [
+const COVERABLE_PROC: [&str; 10] = [
     "/proc/cpuinfo",
     "/proc/diskstats",
     "/proc/loadavg",
@@ -22,7 +22,6 @@ const COVERABLE_PROC: [&str; 11] = [
     "/proc/slabinfo",
     "/proc/stat",
     "/proc/swaps",
-    "/proc/sys/crypto/fips_enabled",
     "/proc/sys/kernel/ns_last_pid",
     "/proc/uptime",
 ];
