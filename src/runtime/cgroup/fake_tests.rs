@@ -422,6 +422,7 @@ fn v1_alone_kills_by_signal_and_tracks_where_nothing_is_limited() {
         fake.cgroup("ctr");
     }
     let cgroup = Cgroup::create(&hierarchies(&[&memory, &named]), "/ctr").unwrap();
+    assert_eq!(cgroup.places().map(|p| p.0).collect::<Vec<_>>(), ["memory", "systemd"]);
     let tracker = cgroup.tracker("exec").unwrap();
     assert!(named.path("ctr/exec").is_dir() && !memory.path("ctr/exec").exists());
     named.cgroup("ctr/exec");

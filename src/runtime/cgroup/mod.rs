@@ -158,10 +158,13 @@ impl Cgroup {
         self.dir(self.hierarchies.position(controller)?)
     }
 
-    /// The directories of this cgroup, each with the label of its hierarchy ("cpu", "unified").
+    /// Its directory in each hierarchy, with the name such a directory usually has: "unified", the v1 controllers
+    /// ("cpu,cpuacct"), or a named hierarchy's name ("systemd").
     pub fn places(&self) -> impl Iterator<Item = (&str, BorrowedFd<'_>)> {
-        let labels = self.hierarchies.iter().map(detect::Hierarchy::label);
-        labels.zip(&self.dirs).filter_map(|(label, place)| Some((label, place.as_ref()?.fd.as_fd())))
+        self.hierarchies.iter().zip(&self.dirs).filter_map(|(h, place)| {
+            let label = h.label();
+            Some((label.strip_prefix("name=").unwrap_or(label), place.as_ref()?.fd.as_fd()))
+        })
     }
 
     fn dir(&self, index: usize) -> Option<BorrowedFd<'_>> {
