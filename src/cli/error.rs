@@ -75,6 +75,13 @@ impl CliError {
     }
 }
 
+impl From<io::Error> for CliError {
+    /// From reading a log, the only thing that is read bit by bit.
+    fn from(source: io::Error) -> Self {
+        Self::io("read the log", source)
+    }
+}
+
 impl From<Status> for CliError {
     fn from(status: Status) -> Self {
         Self::Daemon(status)

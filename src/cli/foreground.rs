@@ -11,7 +11,7 @@ use super::connect::Daemon;
 use super::error::CliError;
 use super::exec::exit_code;
 use super::inspect;
-use super::logfile::{LogFile, Stream};
+use super::logfile::{Entry, LogFile, Stream};
 use super::logs;
 use super::output;
 use super::run;
@@ -52,17 +52,10 @@ pub(super) async fn run(daemon: &mut Daemon, id: &str, args: &ContainerArgs) -> 
     let (detached, responses) = attach(daemon, id, args).await?;
     run::start(daemon, id).await?;
     let raw = if args.tty && args.interactive { Some(Raw::enter()?) } else { None };
-    let mut watch = Watch { daemon, id, signals, detached, responses: Some(responses), shown: Shown::default() };
+    let mut watch =
+        Watch { daemon, id, signals, detached, responses: Some(responses), shown: Shown::default(), rest: None };
     let end = watch.until_end().await;
-    let shown = watch.shown;
     drop(raw);
-    if let Ok(End::Exited(_)) = end {
-        let path = logs::log_path(&logs::status(daemon, id).await?);
-        // A pod of somebody else may keep no log of it; then what was shown is all there is.
-        if let Ok(path) = path {
-            show_rest(&path, shown)?;
-        }
-    }
     end
 }
 
@@ -112,6 +105,8 @@ struct Watch<'a> {
     /// None once the other side sends no more.
     responses: Option<Streaming<StreamResponse>>,
     shown: Shown,
+    /// What the log has beyond what was shown, once there is nothing else.
+    rest: Option<Rest>,
 }
 
 impl Watch<'_> {
@@ -133,8 +128,17 @@ impl Watch<'_> {
                 ended = show(&mut self.responses, &mut self.shown) => ended?,
                 _ = question.tick() => true,
             };
-            if ask && let Some(code) = self.exit_code().await? {
+            if !ask {
+                continue;
+            }
+            let code = self.exit_code().await?;
+            if code.is_some() {
                 self.drain().await?;
+            }
+            if code.is_some() || self.responses.is_none() {
+                self.show_rest().await?;
+            }
+            if let Some(code) = code {
                 return Ok(End::Exited(code));
             }
         }
@@ -161,6 +165,17 @@ impl Watch<'_> {
             Ok(())
         };
         tokio::time::timeout(DRAIN, rest).await.unwrap_or(Ok(()))
+    }
+
+    /// Shows what the log has beyond what was shown.
+    async fn show_rest(&mut self) -> Result<(), CliError> {
+        if self.rest.is_none() {
+            let status = logs::status(self.daemon, self.id).await?;
+            // A pod of somebody else may keep no log of it; then what was shown is all there is.
+            let Ok(path) = logs::log_path(&status) else { return Ok(()) };
+            self.rest = Some(Rest::open(&path, self.shown)?);
+        }
+        self.rest.as_mut().map_or(Ok(()), Rest::show)
     }
 
     /// Sends the container's first process the signal we got.
@@ -191,26 +206,58 @@ async fn show(responses: &mut Option<Streaming<StreamResponse>>, shown: &mut Sho
     Ok(true)
 }
 
-/// Shows what the log has beyond what was shown.
-fn show_rest(log: &Path, shown: Shown) -> Result<(), CliError> {
-    let mut skip = [shown.stdout, shown.stderr];
-    let failed = |e| CliError::io(format!("read log {}", log.display()), e);
-    let mut rest: Result<(), CliError> = Ok(());
-    let mut log = LogFile::open(log).map_err(failed)?;
-    log.read(|_, entry| {
-        let end: &[u8] = if entry.ends { b"\n" } else { b"" };
-        let piece = [entry.bytes, end].concat();
-        let left = &mut skip[usize::from(entry.stream == Stream::Stderr)];
-        let skipped = usize::try_from(*left).unwrap_or(usize::MAX).min(piece.len());
-        *left -= skipped as u64;
-        if skipped < piece.len() && rest.is_ok() {
-            rest = match entry.stream {
-                Stream::Stdout => output::write(&mut std::io::stdout().lock(), &piece[skipped..]),
-                Stream::Stderr => output::write(&mut std::io::stderr().lock(), &piece[skipped..]),
-            };
-        }
-        Ok::<(), std::io::Error>(())
-    })
-    .map_err(failed)?;
-    rest
+/// A log of which the beginning was shown already.
+#[derive(Debug)]
+struct Rest {
+    log: LogFile,
+    /// Bytes of standard output and of standard error to be passed over.
+    skip: [u64; 2],
+}
+
+impl Rest {
+    fn open(log: &Path, shown: Shown) -> Result<Self, CliError> {
+        let log = LogFile::open(log).map_err(|e| CliError::io(format!("open log {}", log.display()), e))?;
+        Ok(Self { log, skip: [shown.stdout, shown.stderr] })
+    }
+
+    /// Shows what there is now.
+    fn show(&mut self) -> Result<(), CliError> {
+        let Self { log, skip } = self;
+        log.read(|_, entry| {
+            let piece = unseen(&entry, skip);
+            match entry.stream {
+                Stream::Stdout => output::write(&mut std::io::stdout().lock(), &piece),
+                Stream::Stderr => output::write(&mut std::io::stderr().lock(), &piece),
+            }
+        })
+    }
+}
+
+/// What of an entry was not shown yet, as the container wrote it.
+fn unseen(entry: &Entry<'_>, skip: &mut [u64; 2]) -> Vec<u8> {
+    let end: &[u8] = if entry.ends { b"\n" } else { b"" };
+    let mut piece = [entry.bytes, end].concat();
+    let left = &mut skip[usize::from(entry.stream == Stream::Stderr)];
+    let seen = usize::try_from(*left).unwrap_or(usize::MAX).min(piece.len());
+    *left -= seen as u64;
+    piece.drain(..seen);
+    piece
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_shown_is_not_shown_again() {
+        let mut skip = [6, 0];
+        let lines = [
+            "2026-01-01T00:00:01Z stdout F abc",
+            "2026-01-01T00:00:01Z stderr F err",
+            "2026-01-01T00:00:01Z stdout P defg",
+            "2026-01-01T00:00:01Z stdout F h",
+        ];
+        let rest: Vec<Vec<u8>> = lines.iter().map(|l| unseen(&Entry::parse(l.as_bytes()), &mut skip)).collect();
+        assert_eq!(rest, [&b""[..], b"err\n", b"fg", b"h\n"]);
+    }
 }

@@ -54,22 +54,7 @@ async fn follow(daemon: &mut Daemon, id: &str, log: &mut LogFile, printer: &mut 
 }
 
 fn print_all(log: &mut LogFile, printer: &mut Printer) -> Result<(), CliError> {
-    log.read(|_, entry| printer.print(&entry).map_err(Stop::Output)).map_err(|stop| match stop {
-        Stop::Output(e) => e,
-        Stop::Read(e) => CliError::io("read the log", e),
-    })
-}
-
-/// Why reading stopped.
-enum Stop {
-    Output(CliError),
-    Read(io::Error),
-}
-
-impl From<io::Error> for Stop {
-    fn from(e: io::Error) -> Self {
-        Self::Read(e)
-    }
+    log.read(|_, entry| printer.print(&entry))
 }
 
 /// The status of the container `id`.
