@@ -11,6 +11,8 @@ pub mod config;
 pub mod disk;
 pub mod id;
 #[cfg(feature = "daemon")]
+pub mod image;
+#[cfg(feature = "daemon")]
 pub mod node;
 #[cfg(feature = "daemon")]
 pub mod observe;

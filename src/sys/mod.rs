@@ -12,6 +12,8 @@ pub mod path;
 pub mod process;
 pub mod socket;
 pub mod tty;
+#[cfg(feature = "daemon")]
+pub mod xattr;
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};

@@ -1,0 +1,207 @@
+//! The layers on disk: which there are, what they occupy, who holds them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
+
+use super::error::StoreError;
+use super::record::{LayerRecord, is_key};
+use super::stage::{self, Stage};
+use super::store::lock;
+use super::unpack::Occupied;
+use crate::disk;
+
+/// All layers of the store.
+#[derive(Debug)]
+pub(super) struct Layers {
+    dir: PathBuf,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    layers: BTreeMap<String, Layer>,
+    /// Layers images use, as last told: a released layer that is in here stays.
+    used_by_images: BTreeSet<String>,
+}
+
+#[derive(Debug)]
+struct Layer {
+    /// The directory with all in it.
+    occupied: Occupied,
+    depends_on_lower: bool,
+    holds: usize,
+}
+
+impl Layers {
+    /// Reads which layers there are and removes the unfinished.
+    pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        disk::private_dir(dir).map_err(|e| StoreError::io("make directory", dir, e))?;
+        let mut state = State::default();
+        for entry in fs::read_dir(dir).map_err(|e| StoreError::io("read", dir, e))? {
+            let entry = entry.map_err(|e| StoreError::io("read", dir, e))?;
+            let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+            if name.starts_with(stage::PREFIX) {
+                stage::remove_tree(&path)?;
+            } else if is_key(&name) {
+                match LayerRecord::read(&path.join("layer.json")) {
+                    Ok(record) => drop(state.layers.insert(name, Layer::new(&path, &record))),
+                    Err(error) => tracing::warn!(path = %path.display(), %error, "layer not readable, left out"),
+                }
+            }
+        }
+        Ok(Self { dir: dir.to_owned(), state: Mutex::new(state) })
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Where the files of a layer are.
+    pub fn fs_path(&self, key: &str) -> PathBuf {
+        self.dir.join(key).join("fs")
+    }
+
+    pub fn has(&self, key: &str) -> bool {
+        self.state().layers.contains_key(key)
+    }
+
+    /// Whether a layer kept under its diff ID must not be used above others; none if it is not there.
+    pub fn depends_on_lower(&self, key: &str) -> Option<bool> {
+        self.state().layers.get(key).map(|l| l.depends_on_lower)
+    }
+
+    pub fn keys(&self) -> Vec<String> {
+        self.state().layers.keys().cloned().collect()
+    }
+
+    /// What one layer occupies.
+    pub fn bytes(&self, key: &str) -> u64 {
+        self.state().layers.get(key).map_or(0, |l| l.occupied.bytes)
+    }
+
+    /// What all layers occupy.
+    pub fn occupied(&self) -> Occupied {
+        self.state().layers.values().fold(Occupied::default(), |sum, layer| Occupied {
+            bytes: sum.bytes + layer.occupied.bytes,
+            inodes: sum.inodes + layer.occupied.inodes,
+        })
+    }
+
+    /// Holds those of the layers that are there and returns their keys.
+    pub fn hold(&self, keys: &[String]) -> Vec<String> {
+        let mut state = self.state();
+        let mut held = Vec::new();
+        for key in keys {
+            if let Some(layer) = state.layers.get_mut(key) {
+                layer.holds += 1;
+                held.push(key.clone());
+            }
+        }
+        held
+    }
+
+    /// Gives held layers back; those nobody needs any more are removed.
+    pub fn release(&self, keys: &[String]) {
+        let mut state = self.state();
+        for key in keys {
+            if let Some(layer) = state.layers.get_mut(key) {
+                layer.holds = layer.holds.saturating_sub(1);
+            }
+        }
+        let doomed = self.take_unused(&mut state, keys);
+        drop(state);
+        if doomed.is_empty() {
+            return;
+        }
+        // Whoever lets go of a container must not wait for a large tree to be removed. Without a thread it is removed
+        // at the next start.
+        let spawned = std::thread::Builder::new().name("remove-layers".to_owned()).spawn(move || remove_all(&doomed));
+        if let Err(error) = spawned {
+            tracing::warn!(%error, "unused layers not removed before the next start");
+        }
+    }
+
+    /// Removes those of the layers that neither `used_by_images` nor a hold needs.
+    pub fn drop_unused(&self, keys: &[String], used_by_images: &BTreeSet<String>) {
+        let mut state = self.state();
+        state.used_by_images.clone_from(used_by_images);
+        let doomed = self.take_unused(&mut state, keys);
+        drop(state);
+        remove_all(&doomed);
+    }
+
+    /// Tells which layers a new image uses, so that they stay when the import lets go of them.
+    pub fn used_by_image(&self, keys: impl IntoIterator<Item = String>) {
+        self.state().used_by_images.extend(keys);
+    }
+
+    /// Makes a staged layer visible, held once for the caller.
+    pub fn commit(&self, stage: Stage, key: &str, record: &LayerRecord) -> Result<(), StoreError> {
+        let path = self.dir.join(key);
+        // Under the lock: no other thread may see a layer on disk that is not in the books, or the reverse.
+        let mut state = self.state();
+        if !state.layers.contains_key(key) {
+            // One that could not be read at start is in the way; it is removed at the next.
+            match fs::rename(&path, stage::temporary(&self.dir)) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(StoreError::io("move aside", path, e));
+                }
+                _ => {}
+            }
+            stage.commit(&path)?;
+            state.layers.insert(key.to_owned(), Layer::new(&path, record));
+        }
+        if let Some(layer) = state.layers.get_mut(key) {
+            layer.holds += 1;
+        }
+        Ok(())
+    }
+
+    /// Takes unneeded layers out of the books and out of sight; their trees are the caller's to remove.
+    fn take_unused(&self, state: &mut State, keys: &[String]) -> Vec<PathBuf> {
+        let mut doomed = Vec::new();
+        for key in keys {
+            let is_unused = state.layers.get(key).is_some_and(|l| l.holds == 0) && !state.used_by_images.contains(key);
+            if !is_unused {
+                continue;
+            }
+            let (path, gone) = (self.dir.join(key), stage::temporary(&self.dir));
+            match fs::rename(&path, &gone) {
+                Ok(()) => {
+                    state.layers.remove(key);
+                    doomed.push(gone);
+                }
+                Err(error) => tracing::warn!(path = %path.display(), %error, "unused layer not removed"),
+            }
+        }
+        doomed
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}
+
+impl Layer {
+    fn new(path: &Path, record: &LayerRecord) -> Self {
+        let mut occupied = Occupied { bytes: record.occupied_bytes, inodes: record.inodes };
+        for path in [path, &path.join("layer.json")] {
+            if let Ok(data) = fs::symlink_metadata(path) {
+                occupied.bytes += data.blocks() * 512;
+                occupied.inodes += 1;
+            }
+        }
+        Self { occupied, depends_on_lower: record.depends_on_lower, holds: 0 }
+    }
+}
+
+fn remove_all(paths: &[PathBuf]) {
+    for path in paths {
+        if let Err(error) = stage::remove_tree(path) {
+            tracing::warn!(path = %path.display(), %error, "unused layer not removed");
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! What is written down about images and layers: one small file each, which a person can read.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::config::{self, Parsed};
+use super::unpack::Occupied;
+use crate::disk::{self, Durability};
+use crate::id::Digest;
+
+/// The version of both files; others are refused.
+const VERSION: u32 = 1;
+
+/// `images/<id>.json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct ImageRecord {
+    version: u32,
+    /// Digest of the configuration, as it was in the archive.
+    pub id: Digest,
+    pub tags: BTreeSet<String>,
+    pub digests: BTreeSet<String>,
+    /// Lowest first.
+    pub layers: Vec<LayerOfImage>,
+    pub size_bytes: u64,
+    /// Nanoseconds since 1970: of two images that claim one tag, the later has it.
+    pub tagged_at: i64,
+    /// As imported, but for the order of keys; archives of `docker save` have none.
+    pub manifest: Option<Value>,
+    pub config: Value,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct LayerOfImage {
+    pub diff_id: Digest,
+    /// Directory below `layers`.
+    pub key: String,
+}
+
+/// `layers/<key>/layer.json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct LayerRecord {
+    version: u32,
+    pub diff_id: Digest,
+    /// Of `fs`, as `du` counts.
+    pub occupied_bytes: u64,
+    pub inodes: u64,
+    /// Not to be used above other layers under its diff ID.
+    pub depends_on_lower: bool,
+}
+
+impl ImageRecord {
+    pub fn new(id: Digest, layers: Vec<LayerOfImage>, manifest: Option<Value>, config: Value) -> Self {
+        let (tags, digests) = (BTreeSet::new(), BTreeSet::new());
+        Self { version: VERSION, id, tags, digests, layers, size_bytes: 0, tagged_at: 0, manifest, config }
+    }
+
+    pub fn read(path: &Path) -> io::Result<Self> {
+        let record: Self = read(path)?;
+        checked(record.version)?;
+        if record.layers.iter().any(|l| !is_key(&l.key)) {
+            return Err(io::Error::other("a layer's key is malformed"));
+        }
+        Ok(record)
+    }
+
+    pub fn write(&self, path: &Path) -> io::Result<()> {
+        disk::write_atomic(path, &serde_json::to_vec_pretty(self)?, Durability::Power)
+    }
+
+    /// The configuration in its checked form.
+    pub fn parsed(&self) -> Result<Parsed, String> {
+        config::parse(&serde_json::to_vec(&self.config).map_err(|e| e.to_string())?)
+    }
+}
+
+impl LayerRecord {
+    pub fn new(diff_id: Digest, occupied: Occupied, depends_on_lower: bool) -> Self {
+        let Occupied { bytes: occupied_bytes, inodes } = occupied;
+        Self { version: VERSION, diff_id, occupied_bytes, inodes, depends_on_lower }
+    }
+
+    pub fn read(path: &Path) -> io::Result<Self> {
+        let record: Self = read(path)?;
+        checked(record.version)?;
+        Ok(record)
+    }
+
+    pub fn write(&self, path: &Path) -> io::Result<()> {
+        disk::write_atomic(path, &serde_json::to_vec_pretty(self)?, Durability::Power)
+    }
+}
+
+/// Whether a name is that of a layer's directory.
+pub(super) fn is_key(name: &str) -> bool {
+    name.len() == 64 && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> io::Result<T> {
+    Ok(serde_json::from_slice(&fs::read(path)?)?)
+}
+
+fn checked(version: u32) -> io::Result<()> {
+    if version == VERSION { Ok(()) } else { Err(io::Error::other(format!("it has version {version}, not {VERSION}"))) }
+}

@@ -1,0 +1,102 @@
+//! A layer being made: a directory `tmp-…` beside the finished ones.
+
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nix::errno::Errno;
+
+use super::error::StoreError;
+use super::record::LayerRecord;
+use super::unpack::{self, measure};
+use crate::id::Digest;
+
+/// What the names of unfinished things start with.
+pub(super) const PREFIX: &str = "tmp-";
+
+static SERIAL: AtomicU64 = AtomicU64::new(0);
+
+/// A directory that is removed with all in it unless it is committed.
+#[derive(Debug)]
+pub(super) struct Stage {
+    path: PathBuf,
+    committed: bool,
+}
+
+/// A fresh name for something unfinished in `dir`.
+pub(super) fn temporary(dir: &Path) -> PathBuf {
+    let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+    dir.join(format!("{PREFIX}{}-{serial}", std::process::id()))
+}
+
+impl Stage {
+    /// Makes an empty stage in the directory of layers.
+    pub fn new(layers_dir: &Path) -> Result<Self, StoreError> {
+        let path = temporary(layers_dir);
+        let made = fs::DirBuilder::new().mode(0o755).create(&path);
+        made.map_err(|e| StoreError::io("make directory", &path, e))?;
+        let stage = Self { path, committed: false };
+        let fs_path = stage.fs_path();
+        // What a root directory is where the layer does not say; the umask must not have a say either.
+        fs::create_dir(&fs_path)
+            .and_then(|()| fs::set_permissions(&fs_path, fs::Permissions::from_mode(0o755)))
+            .map_err(|e| StoreError::io("make directory", &fs_path, e))?;
+        Ok(stage)
+    }
+
+    /// Where the layer's files go.
+    pub fn fs_path(&self) -> PathBuf {
+        self.path.join("fs")
+    }
+
+    /// Opens where the layer's files go.
+    pub fn open_fs(&self) -> Result<OwnedFd, StoreError> {
+        open(&self.fs_path())
+    }
+
+    /// Measures the layer and writes down what it is. To be called when its files are on the disk.
+    pub fn describe(&self, diff_id: &Digest, depends_on_lower: bool) -> Result<LayerRecord, StoreError> {
+        let failed = |e: Errno| StoreError::io("measure", self.fs_path(), e.into());
+        let record = LayerRecord::new(diff_id.clone(), measure(self.open_fs()?).map_err(failed)?, depends_on_lower);
+        let path = self.path.join("layer.json");
+        record.write(&path).map_err(|e| StoreError::io("write", path, e))?;
+        Ok(record)
+    }
+
+    /// Makes the layer visible as `path`, which must not exist.
+    pub fn commit(mut self, path: &Path) -> Result<(), StoreError> {
+        fs::rename(&self.path, path).map_err(|e| StoreError::io("rename to", path, e))?;
+        self.committed = true;
+        Ok(())
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if !self.committed
+            && let Err(error) = remove_tree(&self.path)
+        {
+            tracing::warn!(path = %self.path.display(), %error, "half-made layer not removed");
+        }
+    }
+}
+
+/// Opens a directory of the store.
+pub(super) fn open(path: &Path) -> Result<OwnedFd, StoreError> {
+    File::open(path).map(Into::into).map_err(|e| StoreError::io("open", path, e))
+}
+
+/// Removes a directory of the store with all in it.
+pub(super) fn remove_tree(path: &Path) -> Result<(), StoreError> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(StoreError::io("remove", path, io::ErrorKind::InvalidInput.into()));
+    };
+    let name = CString::new(name.as_bytes()).map_err(|e| StoreError::io("remove", path, e.into()))?;
+    let parent = open(parent)?;
+    unpack::remove(parent.as_fd(), &name, &mut 0).map_err(|e| StoreError::io("remove", path, e.into()))
+}

@@ -1,0 +1,380 @@
+//! The images of this machine: found in memory, kept on disk.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::config::ImageConfig;
+use super::error::{ImageError, StoreError};
+use super::import;
+use super::layers::Layers;
+use super::limits::Limits;
+use super::record::ImageRecord;
+use super::reference::Reference;
+use crate::disk;
+use crate::id::Digest;
+
+/// One image, never changed: a new name makes a new value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// Digest of its configuration; the same from whatever archive or registry it came.
+    pub id: Digest,
+    /// `registry/repository:tag`, sorted.
+    pub repo_tags: Vec<String>,
+    /// `registry/repository@digest`, sorted.
+    pub repo_digests: Vec<String>,
+    /// What its layers occupy, also those shared with other images.
+    pub size_bytes: u64,
+    /// Keys of its layers, uppermost first, as overlay wants them.
+    pub layers: Vec<String>,
+    /// What containers start with.
+    pub config: ImageConfig,
+    /// Never to be removed by garbage collection.
+    pub pinned: bool,
+}
+
+/// What the store occupies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes, as `du` counts them.
+    pub used_bytes: u64,
+    /// Files, directories and the like.
+    pub inodes_used: u64,
+    /// The store's root, which is on the file system asked about.
+    pub mountpoint: PathBuf,
+    /// When, in nanoseconds since 1970.
+    pub timestamp_ns: i64,
+}
+
+/// The store of images. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Store {
+    pub(super) inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(super) struct Inner {
+    root: PathBuf,
+    images_dir: PathBuf,
+    pub limits: Limits,
+    pub layers: Arc<Layers>,
+    images: Mutex<Images>,
+    /// Held while records change on disk. Never taken by lookups.
+    writer: Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct Images {
+    by_id: BTreeMap<Digest, Arc<Image>>,
+    /// Tags and digests, in full.
+    by_name: HashMap<String, Digest>,
+}
+
+/// Keeps layers on disk while a container uses them, whatever becomes of their images.
+#[derive(Debug)]
+pub struct Hold {
+    layers: Arc<Layers>,
+    keys: Vec<String>,
+}
+
+impl Hold {
+    pub(super) fn new(layers: &Arc<Layers>, keys: &[String]) -> Self {
+        Self { layers: Arc::clone(layers), keys: layers.hold(keys) }
+    }
+
+    /// Takes over a hold that was already counted.
+    pub(super) fn adopt(layers: &Arc<Layers>, key: String) -> Self {
+        Self { layers: Arc::clone(layers), keys: vec![key] }
+    }
+
+    /// Holds those of `other` too.
+    pub(super) fn join(&mut self, mut other: Self) {
+        // What `other` releases when it goes is nothing then.
+        self.keys.append(&mut other.keys);
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.layers.release(&self.keys);
+    }
+}
+
+impl Store {
+    /// Opens the store in `<root>/layers` and `<root>/images`, made if need be (0700), and removes what an
+    /// interrupted import left. One process at a time may have it open.
+    ///
+    /// Images whose record or layers cannot be read are left out, with a warning in the log.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the directories cannot be made or read.
+    pub fn open(root: &Path) -> Result<Self, StoreError> {
+        Self::with_limits(root, Limits::default())
+    }
+
+    /// As [`Store::open`], with other bounds on what imports may ask for.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn with_limits(root: &Path, limits: Limits) -> Result<Self, StoreError> {
+        let images_dir = root.join("images");
+        disk::private_dir(&images_dir).map_err(|e| StoreError::io("make directory", &images_dir, e))?;
+        let layers = Arc::new(Layers::open(&root.join("layers"))?);
+        let inner = Inner {
+            root: root.to_owned(),
+            images_dir,
+            limits,
+            layers,
+            images: Mutex::default(),
+            writer: Mutex::default(),
+        };
+        inner.load()?;
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// All images, ordered by id.
+    #[must_use]
+    pub fn list(&self) -> Vec<Arc<Image>> {
+        self.inner.images().by_id.values().cloned().collect()
+    }
+
+    /// The image a reference means: an id (with or without `sha256:`), a name with a tag or digest, in short form or
+    /// full, or the start of exactly one id.
+    #[must_use]
+    pub fn get(&self, reference: &str) -> Option<Arc<Image>> {
+        let images = self.inner.images();
+        let digits = reference.strip_prefix("sha256:").unwrap_or(reference);
+        if let Ok(id) = format!("sha256:{digits}").parse::<Digest>() {
+            return images.by_id.get(&id).cloned();
+        }
+        if let Ok(parsed) = reference.parse::<Reference>()
+            && let Some(id) = parsed.digest().map(|d| parsed.with_digest(d)).or(parsed.tagged())
+            && let Some(id) = images.by_name.get(&id)
+        {
+            return images.by_id.get(id).cloned();
+        }
+        let is_prefix = !digits.is_empty() && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        let mut matching = images.by_id.values().filter(|i| is_prefix && i.id.hex().starts_with(digits));
+        match (matching.next(), matching.next()) {
+            (Some(image), None) => Some(Arc::clone(image)),
+            _ => None,
+        }
+    }
+
+    /// Removes the image a reference means, with all its names; false if there is none. Layers that other images
+    /// or containers use stay. Blocks.
+    ///
+    /// # Errors
+    /// [`StoreError`] if its record cannot be removed; the image is then still there.
+    pub fn remove(&self, reference: &str) -> Result<bool, StoreError> {
+        let _writer = lock(&self.inner.writer);
+        let Some(image) = self.get(reference) else {
+            return Ok(false);
+        };
+        let path = self.inner.record_path(&image.id);
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(StoreError::io("remove", path, e)),
+            _ => self.inner.images().remove(&image.id),
+        }
+        self.inner.sync_images()?;
+        self.inner.layers.drop_unused(&image.layers, &self.inner.used_by_images());
+        Ok(true)
+    }
+
+    /// Imports all images for this machine from an OCI image layout (a folder or a tar) or an archive of
+    /// `docker save`, compressed or not. `name` replaces the names in it, if it holds one image. An image that is
+    /// there already gets the new names too; a name that another image had moves. Blocks.
+    ///
+    /// # Errors
+    /// [`ImageError`]; then nothing of the archive is visible and its space is given back.
+    pub fn import(&self, path: &Path, name: Option<&str>) -> Result<Vec<Arc<Image>>, ImageError> {
+        let ids = import::import(&self.inner, path, name)?;
+        let images = self.inner.images();
+        Ok(ids.iter().filter_map(|id| images.by_id.get(id).cloned()).collect())
+    }
+
+    /// What the store occupies, from the books: no tree is walked.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        let layers = self.inner.layers.occupied();
+        let (mut used_bytes, mut inodes_used) = (layers.bytes, layers.inodes);
+        let records = self.list().into_iter().map(|image| self.inner.record_path(&image.id));
+        for path in records.chain([self.inner.images_dir.clone(), self.inner.layers.dir().to_owned()]) {
+            if let Ok(data) = fs::symlink_metadata(path) {
+                used_bytes += data.blocks() * 512;
+                inodes_used += 1;
+            }
+        }
+        Usage { used_bytes, inodes_used, mountpoint: self.inner.root.clone(), timestamp_ns: now() }
+    }
+
+    /// Keeps layers while the returned value lives. Layers that are not there are passed over: see
+    /// [`Store::has_layers`].
+    #[must_use = "the layers are held only as long as this lives"]
+    pub fn hold(&self, layers: &[String]) -> Hold {
+        Hold::new(&self.inner.layers, layers)
+    }
+
+    /// Whether all these layers are on disk.
+    #[must_use]
+    pub fn has_layers(&self, layers: &[String]) -> bool {
+        layers.iter().all(|key| self.inner.layers.has(key))
+    }
+
+    /// Removes layers that neither an image nor a [`Hold`] uses. To be called once containers found after a restart
+    /// hold theirs again. Blocks.
+    pub fn collect(&self) {
+        let _writer = lock(&self.inner.writer);
+        self.inner.layers.drop_unused(&self.inner.layers.keys(), &self.inner.used_by_images());
+    }
+
+    /// The directory with the files of a layer.
+    #[must_use]
+    pub fn layer_path(&self, key: &str) -> PathBuf {
+        self.inner.layers.fs_path(key)
+    }
+}
+
+impl Images {
+    fn insert(&mut self, image: Image) {
+        self.remove(&image.id);
+        let id = image.id.clone();
+        for name in image.repo_tags.iter().chain(&image.repo_digests) {
+            self.by_name.insert(name.clone(), id.clone());
+        }
+        self.by_id.insert(id, Arc::new(image));
+    }
+
+    fn remove(&mut self, id: &Digest) {
+        self.by_id.remove(id);
+        self.by_name.retain(|_, owner| owner != id);
+    }
+}
+
+impl Inner {
+    fn images(&self) -> MutexGuard<'_, Images> {
+        lock(&self.images)
+    }
+
+    fn record_path(&self, id: &Digest) -> PathBuf {
+        self.images_dir.join(format!("{}.json", id.hex()))
+    }
+
+    fn used_by_images(&self) -> BTreeSet<String> {
+        self.images().by_id.values().flat_map(|i| i.layers.iter().cloned()).collect()
+    }
+
+    fn sync_images(&self) -> Result<(), StoreError> {
+        let synced = fs::File::open(&self.images_dir).and_then(|dir| dir.sync_all());
+        synced.map_err(|e| StoreError::io("sync", &self.images_dir, e))
+    }
+
+    /// Reads the records at start.
+    fn load(&self) -> Result<(), StoreError> {
+        let listed = fs::read_dir(&self.images_dir).map_err(|e| StoreError::io("read", &self.images_dir, e))?;
+        let mut records = Vec::new();
+        for entry in listed.flatten() {
+            let path = entry.path();
+            if disk::is_temporary(&entry.file_name().to_string_lossy()) {
+                fs::remove_file(&path).map_err(|e| StoreError::io("remove", path, e))?;
+                continue;
+            }
+            match ImageRecord::read(&path) {
+                Ok(record) if self.record_path(&record.id) == path => records.push(record),
+                Ok(_) => tracing::warn!(path = %path.display(), "image record has another image's name, left out"),
+                Err(error) => tracing::warn!(path = %path.display(), %error, "image record not readable, left out"),
+            }
+        }
+        // The latest claim to a tag is the valid one: a power cut may have come between two writes.
+        records.sort_by_key(|r| std::cmp::Reverse(r.tagged_at));
+        let mut taken = BTreeSet::new();
+        for mut record in records {
+            record.tags.retain(|tag| taken.insert(tag.clone()));
+            let missing = record.layers.iter().find(|l| !self.layers.has(&l.key));
+            match (missing, self.image(&record)) {
+                (Some(layer), _) => {
+                    tracing::warn!(image = %record.id, layer = layer.key, "layer is gone, image left out")
+                }
+                (None, Err(reason)) => {
+                    tracing::warn!(image = %record.id, reason, "configuration is malformed, left out")
+                }
+                (None, Ok(image)) => self.show(image),
+            }
+        }
+        Ok(())
+    }
+
+    fn show(&self, image: Image) {
+        self.layers.used_by_image(image.layers.iter().cloned());
+        self.images().insert(image);
+    }
+
+    fn image(&self, record: &ImageRecord) -> Result<Image, String> {
+        Ok(Image {
+            id: record.id.clone(),
+            repo_tags: record.tags.iter().cloned().collect(),
+            repo_digests: record.digests.iter().cloned().collect(),
+            size_bytes: record.size_bytes,
+            layers: record.layers.iter().rev().map(|l| l.key.clone()).collect(),
+            config: record.parsed()?.config,
+            pinned: false,
+        })
+    }
+
+    /// Writes an image down and makes it visible. Its layers must be held by the caller meanwhile.
+    pub fn publish(&self, mut record: ImageRecord) -> Result<(), ImageError> {
+        let _writer = lock(&self.writer);
+        let path = self.record_path(&record.id);
+        let known = self.images().by_id.get(&record.id).cloned();
+        if let Some(known) = known {
+            record.tags.extend(known.repo_tags.iter().cloned());
+            record.digests.extend(known.repo_digests.iter().cloned());
+            // The layers stay as they were: containers and other calls may have their paths.
+            if let Ok(before) = ImageRecord::read(&path) {
+                record.layers = before.layers;
+                record.manifest = record.manifest.or(before.manifest);
+            }
+        }
+        record.size_bytes = record.layers.iter().map(|l| self.layers.bytes(&l.key)).sum();
+        record.tagged_at = now();
+        let image = self.image(&record).map_err(|reason| ImageError::Document {
+            document: format!("the configuration of {}", record.id),
+            reason,
+        })?;
+        record.write(&path).map_err(|e| StoreError::io("write", &path, e))?;
+        self.take_tags(&record)?;
+        self.show(image);
+        Ok(())
+    }
+
+    /// Takes the tags of `record` from the images that had them.
+    fn take_tags(&self, record: &ImageRecord) -> Result<(), StoreError> {
+        let owners: BTreeSet<Digest> = {
+            let images = self.images();
+            record.tags.iter().filter_map(|t| images.by_name.get(t)).filter(|o| **o != record.id).cloned().collect()
+        };
+        for owner in owners {
+            let path = self.record_path(&owner);
+            let mut other = ImageRecord::read(&path).map_err(|e| StoreError::io("read", &path, e))?;
+            other.tags.retain(|t| !record.tags.contains(t));
+            other.write(&path).map_err(|e| StoreError::io("write", &path, e))?;
+            if let Ok(image) = self.image(&other) {
+                self.images().insert(image);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A panic elsewhere leaves these consistent: nothing is changed in two steps under one lock.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
