@@ -18,5 +18,6 @@ pub mod node;
 pub mod observe;
 pub mod plan;
 pub mod runtime;
+pub mod shim;
 pub mod sys;
 pub mod wire;

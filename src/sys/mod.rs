@@ -14,6 +14,7 @@ pub mod socket;
 pub mod tty;
 #[cfg(feature = "daemon")]
 pub mod xattr;
+pub mod wait;
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
