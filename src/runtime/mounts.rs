@@ -12,7 +12,7 @@ use super::cgroup::Cgroup;
 use super::error::{Doing, StepError};
 use crate::plan;
 use crate::sys::mount::{FsContext, SetAttr, attach, attr, clone_mount, set_attr};
-use crate::sys::path::{make_dirs_in_root, make_file_in_root, open_in_root};
+use crate::sys::path::{make_dirs_in_root, make_file_in_root, open_beneath};
 
 const DIR_MODE: Mode = Mode::from_bits_truncate(0o755);
 
@@ -63,47 +63,47 @@ pub(super) fn shared_memory(root: BorrowedFd<'_>, mount: &plan::Mount, shm: Borr
     attach(copy.as_fd(), target.as_fd()).doing(what)
 }
 
+/// A copy of a container's directory in one cgroup hierarchy, and the hierarchy's label.
+pub(super) type CgroupCopy = (String, OwnedFd);
+
+/// Copies of the container's directories in all hierarchies, made while the host's mounts are in reach.
+pub(super) fn copy_cgroups(mount: &plan::Mount, cgroup: &Cgroup) -> Result<Vec<CgroupCopy>, StepError> {
+    let change = SetAttr { set: mount.attr_set, propagation: libc::MS_PRIVATE, ..SetAttr::default() };
+    let copy = |(label, directory): (&str, BorrowedFd<'_>)| {
+        let what = || format!("copy cgroup hierarchy {label} for {}", mount.target);
+        let copy = clone_mount(directory, c"", false).doing(what)?;
+        set_attr(copy.as_fd(), change).doing(what)?;
+        Ok((label.to_owned(), copy))
+    };
+    cgroup.places().map(copy).collect()
+}
+
 /// The container's own part of the cgroup hierarchies, where programs look for it.
 ///
 /// v2 alone: the container's directory. Otherwise a tmpfs with one directory per hierarchy. Never writable unless the
 /// plan says so: `release_agent` and limits are the host's.
-pub(super) fn cgroups(root: BorrowedFd<'_>, mount: &plan::Mount, cgroup: &Cgroup) -> Result<(), StepError> {
+pub(super) fn cgroups(root: BorrowedFd<'_>, mount: &plan::Mount, copies: &[CgroupCopy]) -> Result<(), StepError> {
     let what = || format!("mount cgroups on {}", mount.target);
-    let attrs = SetAttr { set: mount.attr_set, ..SetAttr::default() };
-    let places: Vec<_> = cgroup.places().collect();
-    if let [(_, only)] = places.as_slice() {
-        let copy = clone_mount(*only, c"", false).doing(what)?;
-        set_attr(copy.as_fd(), SetAttr { propagation: libc::MS_PRIVATE, ..attrs }).doing(what)?;
-        let target = open_target(root, &mount.target, true)?;
-        return attach(copy.as_fd(), target.as_fd()).doing(what);
+    let target = open_target(root, &mount.target, true)?;
+    if let [(_, only)] = copies {
+        return attach(only.as_fd(), target.as_fd()).doing(what);
     }
     let context = FsContext::open(c"tmpfs").doing(what)?;
     context.set_string(c"mode", c"755").doing(what)?;
     context.set_string(c"size", c"64k").doing(what)?;
     let tmpfs = context.mount(attr::NOSUID | attr::NODEV | attr::NOEXEC).doing(what)?;
-    let target = open_target(root, &mount.target, true)?;
     attach(tmpfs.as_fd(), target.as_fd()).doing(what)?;
-    for (label, directory) in places {
+    for (label, copy) in copies {
         let what = || format!("mount cgroup hierarchy {label} below {}", mount.target);
-        nix::sys::stat::mkdirat(&tmpfs, label, DIR_MODE).doing(what)?;
-        let place = open_in_root(tmpfs.as_fd(), Path::new(label), OFlag::O_PATH | OFlag::O_DIRECTORY, Mode::empty())
-            .doing(what)?;
-        let copy = clone_mount(directory, c"", false).doing(what)?;
-        set_attr(copy.as_fd(), SetAttr { propagation: libc::MS_PRIVATE, ..attrs }).doing(what)?;
+        nix::sys::stat::mkdirat(&tmpfs, label.as_str(), DIR_MODE).doing(what)?;
+        let place = open_beneath(tmpfs.as_fd(), Path::new(label), OFlag::O_PATH, Mode::empty()).doing(what)?;
         attach(copy.as_fd(), place.as_fd()).doing(what)?;
-    }
-    link_single_controllers(&tmpfs, cgroup)?;
-    set_attr(tmpfs.as_fd(), SetAttr { set: attrs.set & attr::RDONLY, ..SetAttr::default() }).doing(what)
-}
-
-/// `cpu` → `cpu,cpuacct` and the like, as every host has them for hierarchies that carry several controllers.
-fn link_single_controllers(tmpfs: &OwnedFd, cgroup: &Cgroup) -> Result<(), StepError> {
-    for (label, _) in cgroup.places().filter(|(label, _)| label.contains(',')) {
-        for controller in label.split(',') {
-            nix::unistd::symlinkat(label, tmpfs, controller).doing(|| format!("link {controller} to {label}"))?;
+        // `cpu` leads to `cpu,cpuacct` and the like, as on every host with such a hierarchy.
+        for controller in label.split(',').filter(|c| c != label) {
+            nix::unistd::symlinkat(label.as_str(), &tmpfs, controller).doing(what)?;
         }
     }
-    Ok(())
+    set_attr(tmpfs.as_fd(), SetAttr { set: mount.attr_set & attr::RDONLY, ..SetAttr::default() }).doing(what)
 }
 
 /// Opens the mount point of a container path, made if absent as what `is_dir` says.

@@ -18,6 +18,7 @@ use super::dev::{self, Dev, Terminal};
 use super::error::{Doing, StepError};
 use super::exec::{self, Stdio};
 use super::init::{self, Stdio3};
+use super::mounts::CgroupCopy;
 use super::pod::Pod;
 use super::{credentials, masks, mounts, rootfs, sources, sysctl, user};
 use crate::plan::init_report::Body;
@@ -37,6 +38,7 @@ pub(super) struct Context<'a> {
     pub channel: OwnedFd,
     pub stdio: Stdio3,
     sources: Vec<Option<OwnedFd>>,
+    cgroups: Vec<CgroupCopy>,
     root: Option<OwnedFd>,
     dev: Option<Dev>,
     terminal: Option<Terminal>,
@@ -83,6 +85,7 @@ impl<'a> Context<'a> {
             channel,
             stdio,
             sources: Vec::new(),
+            cgroups: Vec::new(),
             root: None,
             dev: None,
             terminal: None,
@@ -162,6 +165,9 @@ impl<'a> Context<'a> {
 
     fn open_sources(&mut self) -> Result<(), StepError> {
         self.sources = self.plan.mounts.iter().map(sources::open).collect::<Result<_, _>>()?;
+        if let Some(mount) = self.plan.mounts.iter().find(|m| m.kind() == Kind::Cgroup) {
+            self.cgroups = mounts::copy_cgroups(mount, self.cgroup)?;
+        }
         Ok(())
     }
 
@@ -192,7 +198,7 @@ impl<'a> Context<'a> {
                     })?;
                     mounts::shared_memory(root, mount, shm)?;
                 }
-                (Kind::Cgroup, _) => mounts::cgroups(root, mount, self.cgroup)?,
+                (Kind::Cgroup, _) => mounts::cgroups(root, mount, &self.cgroups)?,
                 (Kind::Dev, _) => self.dev = Some(dev::mount(root, mount)?),
             }
         }
