@@ -12,7 +12,6 @@ pub mod path;
 pub mod process;
 pub mod socket;
 pub mod tty;
-#[cfg(feature = "daemon")]
 pub mod xattr;
 pub mod wait;
 

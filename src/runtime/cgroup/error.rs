@@ -16,12 +16,6 @@ pub enum CgroupError {
     /// Neither a cgroup v1 nor a v2 filesystem is mounted.
     #[error("find the cgroup hierarchies: none is mounted; mount one: mount -t cgroup2 cgroup2 /sys/fs/cgroup")]
     NoHierarchy,
-    /// A line of the record of made cgroups that we did not write.
-    #[error("read the record of made cgroups: {line:?} is no line of it")]
-    Record {
-        /// As read, clipped.
-        line: String,
-    },
     /// The kernel refused a step.
     #[error("{step} {object}: {errno:?}{hint}")]
     Kernel {
@@ -89,7 +83,7 @@ impl CgroupError {
             Self::Kernel { errno, .. } => Some(*errno),
             Self::Busy { .. } => Some(Errno::EBUSY),
             Self::NoHierarchy => Some(Errno::ENODEV),
-            Self::Path { .. } | Self::Value { .. } | Self::Record { .. } => Some(Errno::EINVAL),
+            Self::Path { .. } | Self::Value { .. } => Some(Errno::EINVAL),
             Self::BelowUsage { .. } => Some(Errno::EBUSY),
             Self::NotRestored { cause, .. } => cause.errno(),
             Self::Unkillable { .. } => None,

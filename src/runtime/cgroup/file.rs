@@ -39,6 +39,11 @@ pub(super) fn open_dir(root: impl AsFd, relative: &str) -> nix::Result<OwnedFd> 
     }
 }
 
+/// Opens the cgroup at `relative` for listing, and for extended attributes, which `O_PATH` is not good for.
+pub(super) fn open_listing(root: impl AsFd, relative: &str) -> nix::Result<OwnedFd> {
+    open_file(root, relative, OFlag::O_RDONLY | OFlag::O_DIRECTORY)
+}
+
 fn open_file(dir: impl AsFd, name: &str, flags: OFlag) -> nix::Result<OwnedFd> {
     retry(|| openat(dir.as_fd(), name, flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NOCTTY, Mode::empty()))
 }
@@ -92,9 +97,8 @@ pub(super) fn write_to(file: impl AsFd, value: &str) -> nix::Result<()> {
 /// # Errors
 /// As open(2) and getdents(2); `E2BIG` past 65,536 of them.
 pub(super) fn children(dir: impl AsFd) -> nix::Result<Vec<String>> {
-    let listing = open_file(dir, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
     let mut names = Vec::new();
-    for entry in Dir::from_fd(listing)?.iter() {
+    for entry in Dir::from_fd(open_listing(dir, ".")?)?.iter() {
         let entry = entry?;
         if entry.file_type() != Some(Type::Directory) {
             continue;

@@ -8,7 +8,7 @@
 //! - a [`path::CgroupPath`] is checked before anything is touched: paths can come from requests;
 //! - controllers are enabled on v2 in the cgroups above, never in a container's own, which has processes;
 //! - limits are all written or none: what was written before a failure is put back;
-//! - only what a `Cgroup` made above itself is removed with it, and only once it is empty.
+//! - of the cgroups above, only those that [`Cgroup::create`] made are removed, with the last one below them.
 //!
 //! It never moves a process out of a cgroup, and never freezes.
 //!
@@ -43,7 +43,6 @@ pub use error::CgroupError;
 pub use record::sweep;
 
 use path::CgroupPath;
-use record::Made;
 
 /// One cgroup path in all hierarchies.
 #[derive(Debug, Clone)]
@@ -52,8 +51,6 @@ pub struct Cgroup {
     path: CgroupPath,
     /// One per hierarchy; `None` where it does not exist.
     dirs: Vec<Option<Place>>,
-    /// The cgroups above that were made for it, outermost first.
-    made: Vec<Made>,
 }
 
 /// A cgroup's directory in one hierarchy.
@@ -83,7 +80,7 @@ impl Cgroup {
     /// [`CgroupError::Kernel`] for what the kernel refuses.
     pub fn create(h: &Hierarchies, path: &str) -> Result<Self, CgroupError> {
         let path = CgroupPath::parse(path)?;
-        let mut cgroup = Self { hierarchies: h.clone(), dirs: Vec::with_capacity(h.len()), made: Vec::new(), path };
+        let mut cgroup = Self { hierarchies: h.clone(), path, dirs: Vec::with_capacity(h.len()) };
         let mut made_here = Vec::with_capacity(h.len());
         let done = (0..h.len()).try_for_each(|i| cgroup.create_in(i, &mut made_here));
         match done {
@@ -99,9 +96,6 @@ impl Cgroup {
         let hierarchies = self.hierarchies.clone();
         let h = hierarchies.get(index);
         let new = tree::make(h, &self.path)?;
-        for ancestor in new.ancestors {
-            Made::add(&mut self.made, &ancestor, h.label());
-        }
         if new.made {
             made_here.push(index);
         }
@@ -122,12 +116,11 @@ impl Cgroup {
     /// Takes a half-made cgroup away; what cannot be removed was not ours alone.
     fn undo_create(&self, made_here: &[usize]) {
         for &i in made_here {
-            tree::remove_dir(self.hierarchies.get(i), self.path.relative()).ok();
+            tree::remove(self.hierarchies.get(i), &self.path).ok();
         }
-        self.remove_made();
     }
 
-    /// Opens a cgroup that exists in at least one hierarchy, without anything made above it.
+    /// Opens a cgroup that exists in at least one hierarchy.
     ///
     /// # Errors
     /// [`CgroupError::Path`] as [`Cgroup::create`]; [`CgroupError::Kernel`] with `ENOENT` if no hierarchy has it.
@@ -137,7 +130,7 @@ impl Cgroup {
         if dirs.iter().all(Option::is_none) {
             return Err(CgroupError::kernel("open cgroup", path.as_str().to_owned(), Errno::ENOENT));
         }
-        Ok(Self { hierarchies: h.clone(), path, dirs, made: Vec::new() })
+        Ok(Self { hierarchies: h.clone(), path, dirs })
     }
 
     /// The path, from the root of each hierarchy.
@@ -189,10 +182,10 @@ impl Cgroup {
         let lend = |place: &Option<Place>| place.as_ref().map(|p| Place { own: false, ..p.clone() });
         let mut dirs: Vec<_> = self.dirs.iter().map(lend).collect();
         dirs[tracking] = Some(Place::new(new.fd));
-        Ok(Self { hierarchies: self.hierarchies.clone(), path, dirs, made: Vec::new() })
+        Ok(Self { hierarchies: self.hierarchies.clone(), path, dirs })
     }
 
-    /// Removes it with everything below, then the cgroups above that were made for it and are empty.
+    /// Removes it with everything below, then the cgroups above that [`Cgroup::create`] made and that are empty now.
     ///
     /// A cgroup that is gone already is no error. Every hierarchy is tried, whatever the others say.
     ///
@@ -205,9 +198,7 @@ impl Cgroup {
                 first = first.and(tree::remove(self.hierarchies.get(i), &self.path));
             }
         }
-        first?;
-        self.remove_made();
-        Ok(())
+        first
     }
 
     /// How often the kernel killed a process because its limit was reached, in it or below it. 0 if unknown.
