@@ -1,3 +1,163 @@
 //! Pods and containers: their state, their tasks, and what Kubernetes asks of them.
+//!
+//! Owns the records on disk, one task a pod that changes them, and the picture all lists are
+//! answered from. Never makes a system call on a container's behalf: the pod's shim does. Never
+//! speaks gRPC: `cri` translates.
+//!
+//! ```text
+//!   sandbox      Creating ──► Ready ──► Stopping ──► NotReady ──► Removing ──► (gone)
+//!                    │          └── shim lost ─────────▲             ▲
+//!                    └── failed: undone ────────────────────────────►┘
+//!
+//!   container    Creating ──► Created ──► Running ──► Exited ──► Removing ──► (gone)
+//!                    │           └── start failed ──────▲           ▲
+//!                    └── failed: undone ───────────────────────────►┘
+//! ```
+//!
+//! Invariants:
+//! - Each change is persisted, acted upon, published, in this order; removal deletes the record last.
+//! - A pod's state is changed by that pod's task alone ([`pod`]); lists read [`index`] and wait for nobody.
+//! - A caller that goes away cancels nothing; a repeated request joins the one under way.
+//! - After a restart, records and shims are brought together again ([`recover`]).
+//!
+//! Follows CRI v1, RuntimeService.
 
+mod api;
+mod erase;
+mod error;
+mod etc;
+mod exec;
+mod index;
+mod machine;
+mod pod;
+mod record;
+mod recover;
+mod resources;
+mod settings;
 pub mod spec;
+pub mod state;
+mod store;
+mod stream;
+
+use std::fs::File;
+use std::io::Read;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+pub use self::error::NodeError;
+pub use self::exec::{Attachment, ExecOutput, OUTPUT_LIMIT_BYTES, Resizer, Session, SessionConfig};
+pub use self::machine::{cgroup_version, recursive_read_only};
+pub use self::pod::chain;
+pub use self::record::{ContainerRecord, SandboxRecord, Step, User};
+pub use self::settings::Settings;
+pub use self::store::StoreError;
+pub use self::stream::{CHUNK_BYTES, Stream};
+
+use self::index::Index;
+use self::state::Nanos;
+use self::store::Store;
+use crate::id::{ContainerId, SandboxId};
+use crate::image;
+use crate::wire::spawn::Spawner;
+
+/// This node: every pod on it. One a process, shared by all that serve requests.
+#[derive(Debug)]
+pub struct Node {
+    settings: Settings,
+    store: Store,
+    images: image::Store,
+    index: Index,
+    spawner: Spawner,
+    defaults: spec::Defaults,
+    random: File,
+    started_at: Nanos,
+    pod_cidr: Mutex<String>,
+}
+
+impl Node {
+    /// Opens the node's directories, takes their lock and brings back every pod that was there.
+    ///
+    /// Returns once each pod is reunited with its shim, or known to have lost it. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// [`NodeError::Store`] if another daemon has the lock or a directory cannot be used;
+    /// [`NodeError::Images`]; [`NodeError::Io`] if the shim program cannot be read.
+    pub async fn open(settings: Settings) -> Result<Arc<Self>, NodeError> {
+        let store = Store::open(&settings)?;
+        let images = image::Store::open(&settings.root).map_err(NodeError::Images)?;
+        let spawner = Spawner::new(&settings.shim, &settings.state).map_err(NodeError::io("load", &settings.shim))?;
+        let random = File::open("/dev/urandom").map_err(NodeError::io("open", "/dev/urandom"))?;
+        let node = Arc::new(Self {
+            defaults: machine::defaults(&settings),
+            settings,
+            store,
+            images,
+            index: Index::default(),
+            spawner,
+            random,
+            started_at: now(),
+            pod_cidr: Mutex::default(),
+        });
+        recover::recover(&node).await?;
+        Ok(node)
+    }
+
+    /// The images of this node.
+    #[must_use]
+    pub fn images(&self) -> &image::Store {
+        &self.images
+    }
+
+    /// Where it keeps what.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// When this daemon started.
+    #[must_use]
+    pub fn started_at(&self) -> Nanos {
+        self.started_at
+    }
+
+    /// How many sandboxes and containers there are.
+    #[must_use]
+    pub fn counts(&self) -> (usize, usize) {
+        self.index.counts()
+    }
+
+    /// Keeps the address range that kubelet gives the pods of this node; empty: none was given.
+    pub fn set_pod_cidr(&self, cidr: String) {
+        *self.pod_cidr.lock().unwrap_or_else(PoisonError::into_inner) = cidr;
+    }
+
+    /// The address range last given; empty: none.
+    #[must_use]
+    pub fn pod_cidr(&self) -> String {
+        self.pod_cidr.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn new_sandbox_id(&self) -> Result<SandboxId, NodeError> {
+        self.random_bytes().map(SandboxId::from_random)
+    }
+
+    fn new_container_id(&self) -> Result<ContainerId, NodeError> {
+        self.random_bytes().map(ContainerId::from_random)
+    }
+
+    fn random_bytes(&self) -> Result<[u8; 32], NodeError> {
+        let mut bytes = [0; 32];
+        (&self.random).read_exact(&mut bytes).map_err(NodeError::io("read", "/dev/urandom"))?;
+        Ok(bytes)
+    }
+}
+
+/// The time, as CRI counts it; never 0.
+#[must_use]
+pub fn now() -> Nanos {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Nanos::try_from(since.as_nanos()).unwrap_or(Nanos::MAX).max(1)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,327 @@
+//! Processes beside a container's first one: ExecSync, and sessions with streams.
+//!
+//! None of this changes a state, so none of it asks the pod's task: it goes straight to the shim.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::time::timeout;
+use tracing::debug;
+
+use super::Node;
+use super::error::NodeError;
+use super::pod::chain;
+use super::record::ContainerRecord;
+use super::spec;
+use super::stream::Stream;
+use crate::wire::client::{Shim, WireError};
+use crate::wire::session::{ExecSession, ExecStdio, Streams};
+
+/// How much of each stream of an ExecSync is kept; the rest is read and dropped.
+pub const OUTPUT_LIMIT_BYTES: usize = 16 << 20;
+
+/// How long output may still come after the process ended, from children that hold its pipes.
+const DRAIN: Duration = Duration::from_millis(100);
+
+/// How long a killed session may take to be gone.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What a command in a container came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecOutput {
+    /// At most [`OUTPUT_LIMIT_BYTES`].
+    pub stdout: Vec<u8>,
+    /// As `stdout`.
+    pub stderr: Vec<u8>,
+    /// 128 + signal number if killed.
+    pub exit_code: i32,
+}
+
+/// A session with streams. Dropping it kills what it runs.
+#[derive(Debug)]
+pub struct Session {
+    /// Written; absent with a terminal or without input.
+    pub stdin: Option<Stream>,
+    /// Read; absent with a terminal.
+    pub stdout: Option<Stream>,
+    /// Read; absent with a terminal.
+    pub stderr: Option<Stream>,
+    /// Read and written: both sides of a terminal.
+    pub terminal: Option<Stream>,
+    container: Arc<ContainerRecord>,
+    session: ExecSession,
+    kill: KillOnDrop,
+}
+
+/// The streams of a container's first process.
+#[derive(Debug)]
+pub struct Attachment {
+    /// Written; closing it ends the input.
+    pub stdin: Option<Stream>,
+    /// Read.
+    pub stdout: Option<Stream>,
+    /// Read.
+    pub stderr: Option<Stream>,
+    container: Arc<ContainerRecord>,
+    shim: Shim,
+}
+
+/// What a session with streams is to be.
+#[derive(Debug, Clone, Default)]
+pub struct SessionConfig {
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// With a terminal.
+    pub tty: bool,
+    /// With input.
+    pub stdin: bool,
+    /// Rows and columns of the terminal; 0: the kernel's default.
+    pub size: (u16, u16),
+}
+
+/// A session whose client goes away must not go on.
+#[derive(Debug)]
+struct KillOnDrop {
+    shim: Shim,
+    exec_id: String,
+    armed: bool,
+}
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        if self.armed {
+            let (shim, id) = (self.shim.clone(), std::mem::take(&mut self.exec_id));
+            tokio::spawn(async move {
+                if let Ok(Err(e)) = timeout(KILL_DEADLINE, shim.kill_exec(&id, 0)).await {
+                    debug!(exec = id, error = %chain(&e), "abandoned exec session not killed");
+                }
+            });
+        }
+    }
+}
+
+/// A stream read to its end, kept up to a limit. Its progress survives a dropped future.
+struct Capture {
+    stream: Stream,
+    bytes: Vec<u8>,
+    limit: usize,
+}
+
+impl Capture {
+    fn new(stream: Stream) -> Self {
+        Self { stream, bytes: Vec::new(), limit: OUTPUT_LIMIT_BYTES }
+    }
+
+    async fn read_to_end(&mut self) {
+        loop {
+            match self.stream.read().await {
+                Ok(chunk) if !chunk.is_empty() => {
+                    let room = self.limit - self.bytes.len();
+                    self.bytes.extend_from_slice(&chunk[..chunk.len().min(room)]);
+                }
+                // A pipe does not fail otherwise than by ending.
+                _ => return,
+            }
+        }
+    }
+}
+
+static SERIAL: AtomicU64 = AtomicU64::new(1);
+
+impl Node {
+    /// Runs a command in a running container and waits for its end.
+    ///
+    /// With a `limit`, the command and everything it started is killed when that is over. The same
+    /// happens when the future is dropped.
+    ///
+    /// # Errors
+    /// [`NodeError::Deadline`] at the limit; else why the command could not be started. That it
+    /// failed is no error.
+    ///
+    /// Source: CRI v1 `ExecSync`.
+    pub async fn exec_sync(
+        &self,
+        container: &str,
+        command: &[String],
+        limit: Option<Duration>,
+    ) -> Result<ExecOutput, Arc<NodeError>> {
+        let (record, shim) = self.running(container, "exec in it")?;
+        let process = spec::exec_process(command, false).map_err(NodeError::from)?;
+        let pipe = || Stream::from_process().map_err(NodeError::io("make", "pipe"));
+        let ((stdout, their_stdout), (stderr, their_stderr)) = (pipe()?, pipe()?);
+        let stdio = ExecStdio { stdin: None, stdout: Some(their_stdout), stderr: Some(their_stderr) };
+        let failed = || NodeError::shim("exec in container", record.id.short());
+
+        let mut kill = self.kill_on_drop(&shim);
+        let session = shim.exec(record.id.as_str(), &kill.exec_id, &process, true, stdio).await;
+        let mut session = session.map_err(failed())?;
+        let (mut stdout, mut stderr) = (Capture::new(stdout), Capture::new(stderr));
+        let ended = {
+            let read = async {
+                tokio::join!(stdout.read_to_end(), stderr.read_to_end());
+                std::future::pending::<()>().await;
+            };
+            let end = async {
+                tokio::select! {
+                    code = session.wait() => code,
+                    () = read => Err(WireError::Gone),
+                }
+            };
+            match limit {
+                None => Ok(end.await),
+                Some(limit) => timeout(limit, end).await.map_err(|_| limit),
+            }
+        };
+        match ended {
+            Ok(code) => {
+                kill.armed = false;
+                let exit_code = code.map_err(failed())?;
+                // What the process itself wrote is in the pipes already.
+                let rest = async { tokio::join!(stdout.read_to_end(), stderr.read_to_end()) };
+                timeout(DRAIN, rest).await.ok();
+                Ok(ExecOutput { stdout: stdout.bytes, stderr: stderr.bytes, exit_code })
+            }
+            Err(limit) => {
+                kill.now(&mut session).await;
+                let object = record.id.short().to_owned();
+                let hint = ": it was killed with all it had started";
+                Err(Arc::new(NodeError::Deadline { step: "command in container", object, limit, hint }))
+            }
+        }
+    }
+
+    /// Runs a command in a running container with streams.
+    ///
+    /// # Errors
+    /// Why it could not be started, as far as that is known at once; else [`Session::wait`] tells.
+    pub async fn exec(&self, container: &str, config: SessionConfig) -> Result<Session, Arc<NodeError>> {
+        let (record, shim) = self.running(container, "exec in it")?;
+        let mut process = spec::exec_process(&config.command, config.tty).map_err(NodeError::from)?;
+        (process.tty_rows, process.tty_cols) = (config.size.0.into(), config.size.1.into());
+        let made = NodeError::io("make", "pipe");
+        let pipes = if config.tty { Ok(Default::default()) } else { pipes(config.stdin) };
+        let ([stdin, stdout, stderr], stdio) = pipes.map_err(made)?;
+        let kill = self.kill_on_drop(&shim);
+        let session = shim.exec(record.id.as_str(), &kill.exec_id, &process, true, stdio).await;
+        let mut session = session.map_err(NodeError::shim("exec in container", record.id.short()))?;
+        let terminal = match session.pty().await {
+            Some(pty) => Some(Stream::new(pty).map_err(NodeError::io("watch", "terminal"))?),
+            None => None,
+        };
+        Ok(Session { stdin, stdout, stderr, terminal, container: record, session, kill })
+    }
+
+    /// Joins the streams of a running container's first process.
+    ///
+    /// # Errors
+    /// If it is not running, or the shim refuses.
+    pub async fn attach(&self, container: &str, streams: Streams) -> Result<Attachment, Arc<NodeError>> {
+        let (record, shim) = self.running(container, "attach to it")?;
+        let attached = shim.attach(record.id.as_str(), streams).await;
+        let attached = attached.map_err(NodeError::shim("attach to container", record.id.short()))?;
+        let stream = |fd: Option<_>| fd.map(Stream::new).transpose().map_err(NodeError::io("watch", "stream"));
+        Ok(Attachment {
+            stdin: stream(attached.stdin)?,
+            stdout: stream(attached.stdout)?,
+            stderr: stream(attached.stderr)?,
+            container: record,
+            shim,
+        })
+    }
+
+    fn kill_on_drop(&self, shim: &Shim) -> KillOnDrop {
+        // Unique in the shim's life, which may span several daemons.
+        let exec_id = format!("{:x}-{}", self.started_at, SERIAL.fetch_add(1, Ordering::Relaxed));
+        KillOnDrop { shim: shim.clone(), exec_id, armed: true }
+    }
+}
+
+type Pipes = ([Option<Stream>; 3], ExecStdio);
+
+fn pipes(stdin: bool) -> std::io::Result<Pipes> {
+    let input = if stdin { Some(Stream::to_process()?) } else { None };
+    let (input, their_input) = input.unzip();
+    let (stdout, their_stdout) = Stream::from_process()?;
+    let (stderr, their_stderr) = Stream::from_process()?;
+    let theirs = ExecStdio { stdin: their_input, stdout: Some(their_stdout), stderr: Some(their_stderr) };
+    Ok(([input, Some(stdout), Some(stderr)], theirs))
+}
+
+impl KillOnDrop {
+    /// Kills the session and waits until it is gone; one that hangs in the kernel is left.
+    async fn now(&mut self, session: &mut ExecSession) {
+        let gone = async {
+            match self.shim.kill_exec(&self.exec_id, 0).await {
+                Ok(()) => session.wait().await.map(drop),
+                Err(e) => Err(e),
+            }
+        };
+        if timeout(KILL_DEADLINE, gone).await.is_ok() {
+            self.armed = false;
+        }
+    }
+}
+
+impl Session {
+    /// The exit code, 128 + signal number if killed.
+    ///
+    /// # Errors
+    /// Why the command could not be started, or that the shim is gone.
+    pub async fn wait(&mut self) -> Result<i32, Arc<NodeError>> {
+        let result = self.session.wait().await;
+        self.kill.armed = false;
+        result.map_err(|e| NodeError::shim("exec in container", self.container.id.short())(e).into())
+    }
+
+    /// Tells how to change the terminal's size while the session is waited for.
+    #[must_use]
+    pub fn resizer(&self) -> Resizer {
+        let (shim, exec_id) = (self.kill.shim.clone(), self.kill.exec_id.clone());
+        Resizer { shim, container: self.container.id.to_string(), exec_id }
+    }
+}
+
+impl Attachment {
+    /// Changes the size of the container's terminal.
+    #[must_use]
+    pub fn resizer(&self) -> Resizer {
+        Resizer { shim: self.shim.clone(), container: self.container.id.to_string(), exec_id: String::new() }
+    }
+}
+
+/// Changes a terminal's size.
+#[derive(Debug, Clone)]
+pub struct Resizer {
+    shim: Shim,
+    container: String,
+    exec_id: String,
+}
+
+impl Resizer {
+    /// Sets the size. That it cannot be set (any more) is nobody's concern.
+    pub async fn resize(&self, rows: u16, cols: u16) {
+        if let Err(e) = self.shim.resize(&self.container, &self.exec_id, rows, cols).await {
+            debug!(container = self.container, error = %chain(&e), "terminal not resized");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn output_beyond_the_limit_is_read_and_dropped() {
+        let (ours, theirs) = Stream::from_process().unwrap();
+        let mut capture = Capture { limit: 10, ..Capture::new(ours) };
+        let writer = Stream::new(theirs).unwrap();
+        let sent = vec![b'x'; 200_000];
+        let write = async {
+            writer.write_all(&sent).await.unwrap();
+            drop(writer);
+        };
+        tokio::join!(write, capture.read_to_end());
+        assert_eq!(capture.bytes, b"xxxxxxxxxx");
+    }
+}

@@ -1,0 +1,128 @@
+//! One end of a pipe or a terminal, read and written without blocking.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// How much is read at once; a pipe holds 64 KiB.
+pub const CHUNK_BYTES: usize = 32 * 1024;
+
+/// A descriptor that tells when it is ready.
+#[derive(Debug)]
+pub struct Stream(AsyncFd<OwnedFd>);
+
+impl Stream {
+    /// Takes over a pipe's end or the master of a pty. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// As fcntl(2), epoll_ctl(2).
+    pub fn new(fd: OwnedFd) -> io::Result<Self> {
+        let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
+        fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        let interest = match flags & OFlag::O_ACCMODE {
+            OFlag::O_RDONLY => Interest::READABLE,
+            OFlag::O_WRONLY => Interest::WRITABLE,
+            _ => Interest::READABLE | Interest::WRITABLE,
+        };
+        watch(fd, interest).map(Self)
+    }
+
+    /// A pipe: our reading end, and the writing end for a process.
+    ///
+    /// # Errors
+    /// As pipe(2).
+    pub fn from_process() -> io::Result<(Self, OwnedFd)> {
+        let (reader, writer) = io::pipe()?;
+        Ok((Self::new(reader.into())?, writer.into()))
+    }
+
+    /// A pipe: our writing end, and the reading end for a process.
+    ///
+    /// # Errors
+    /// As pipe(2).
+    pub fn to_process() -> io::Result<(Self, OwnedFd)> {
+        let (reader, writer) = io::pipe()?;
+        Ok((Self::new(writer.into())?, reader.into()))
+    }
+
+    /// Reads what is there, at most [`CHUNK_BYTES`]; nothing at the end. Dropping the future loses nothing.
+    ///
+    /// # Errors
+    /// As read(2). That a terminal's last user is gone is its end, not an error.
+    pub async fn read(&self) -> io::Result<Vec<u8>> {
+        let read = self.0.async_io(Interest::READABLE, |fd| {
+            let mut chunk = vec![0; CHUNK_BYTES];
+            let n = nix::unistd::read(fd, &mut chunk)?;
+            chunk.truncate(n);
+            Ok(chunk)
+        });
+        match read.await {
+            Err(e) if e.raw_os_error() == Some(Errno::EIO as i32) => Ok(Vec::new()),
+            result => result,
+        }
+    }
+
+    /// Writes all of it.
+    ///
+    /// # Errors
+    /// As write(2); `EPIPE` once nobody reads any more.
+    pub async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let write = self.0.async_io(Interest::WRITABLE, |fd| Ok(nix::unistd::write(fd, bytes)?));
+            bytes = &bytes[write.await?..];
+        }
+        Ok(())
+    }
+}
+
+/// Registers a descriptor with the runtime.
+// Deprecated because a type may close its descriptor behind the runtime's back: an `OwnedFd` cannot.
+#[allow(deprecated)]
+fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(fd, interest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_goes_in_comes_out_and_ends() {
+        let (ours, theirs) = Stream::from_process().unwrap();
+        let writer = Stream::new(theirs).unwrap();
+        writer.write_all(b"hello").await.unwrap();
+        drop(writer);
+        assert_eq!(ours.read().await.unwrap(), b"hello");
+        assert_eq!(ours.read().await.unwrap(), b"");
+    }
+
+    #[tokio::test]
+    async fn more_than_a_pipe_holds_waits_for_the_reader() {
+        let (writer, theirs) = Stream::to_process().unwrap();
+        let reader = Stream::new(theirs).unwrap();
+        let sent = vec![7u8; 300_000];
+        let (written, read) = tokio::join!(
+            async {
+                let result = writer.write_all(&sent).await;
+                drop(writer);
+                result
+            },
+            async {
+                let mut total = 0;
+                loop {
+                    let chunk = reader.read().await.unwrap();
+                    if chunk.is_empty() {
+                        break total;
+                    }
+                    total += chunk.len();
+                }
+            }
+        );
+        written.unwrap();
+        assert_eq!(read, 300_000);
+    }
+}
