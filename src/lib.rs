@@ -8,6 +8,8 @@ pub mod cli;
 pub mod compile;
 #[cfg(feature = "daemon")]
 pub mod config;
+#[cfg(feature = "daemon")]
+pub mod cri;
 pub mod disk;
 pub mod id;
 #[cfg(feature = "daemon")]

@@ -1,0 +1,119 @@
+//! CRI's ImageService, over the images that were imported.
+
+use std::pin::Pin;
+
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status};
+
+use super::error::{image_store, invalid, unimplemented};
+use super::{Service, info};
+use crate::api::cri::{self, *};
+use crate::api::service::cri::image_service_server::ImageService;
+use crate::image;
+
+type Answer<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl ImageService for Service {
+    async fn list_images(&self, request: Request<ListImagesRequest>) -> Answer<ListImagesResponse> {
+        let filter = request.into_inner().filter.and_then(|filter| filter.image).unwrap_or_default();
+        let images = match filter.image.as_str() {
+            "" => self.node.images().list(),
+            reference => self.node.images().get(reference).into_iter().collect(),
+        };
+        Ok(Response::new(ListImagesResponse { images: images.iter().map(|image| message(image)).collect() }))
+    }
+
+    async fn image_status(&self, request: Request<ImageStatusRequest>) -> Answer<ImageStatusResponse> {
+        let ImageStatusRequest { image, verbose } = request.into_inner();
+        let reference = named(image)?;
+        // An image that is not here is no error: kubelet asks to find out.
+        let Some(found) = self.node.images().get(&reference) else {
+            return Ok(Response::new(ImageStatusResponse::default()));
+        };
+        let info = if verbose { info::image(&found) } else { Default::default() };
+        Ok(Response::new(ImageStatusResponse { image: Some(message(&found)), info }))
+    }
+
+    async fn pull_image(&self, _: Request<PullImageRequest>) -> Answer<PullImageResponse> {
+        let hint = "PullImage is not implemented by this version of aril: \
+                    bring the image as an OCI layout or a `docker save` archive with `aril image import FILE`";
+        Err(Status::unimplemented(hint))
+    }
+
+    async fn remove_image(&self, request: Request<RemoveImageRequest>) -> Answer<RemoveImageResponse> {
+        let reference = named(request.into_inner().image)?;
+        let images = self.node.images().clone();
+        let removed = tokio::task::spawn_blocking(move || images.remove(&reference)).await;
+        // That there was none is as good as having removed it.
+        removed.map_err(|e| Status::internal(e.to_string()))?.map_err(|e| image_store(&e))?;
+        Ok(Response::new(RemoveImageResponse {}))
+    }
+
+    async fn image_fs_info(&self, _: Request<ImageFsInfoRequest>) -> Answer<ImageFsInfoResponse> {
+        let usage = self.node.images().usage();
+        let filesystem = FilesystemUsage {
+            timestamp: usage.timestamp_ns,
+            fs_id: Some(FilesystemIdentifier { mountpoint: usage.mountpoint.to_string_lossy().into_owned() }),
+            used_bytes: Some(UInt64Value { value: usage.used_bytes }),
+            inodes_used: Some(UInt64Value { value: usage.inodes_used }),
+        };
+        // Images and writable layers are on one filesystem, which is what kubelet compares.
+        Ok(Response::new(ImageFsInfoResponse {
+            image_filesystems: vec![filesystem.clone()],
+            container_filesystems: vec![filesystem],
+        }))
+    }
+
+    type StreamImagesStream = Pin<Box<dyn Stream<Item = Result<StreamImagesResponse, Status>> + Send>>;
+
+    async fn stream_images(&self, _: Request<StreamImagesRequest>) -> Answer<Self::StreamImagesStream> {
+        Err(unimplemented("StreamImages"))
+    }
+}
+
+fn named(image: Option<ImageSpec>) -> Result<String, Status> {
+    match image {
+        Some(spec) if !spec.image.is_empty() => Ok(spec.image),
+        _ => Err(invalid("image.image", "missing")),
+    }
+}
+
+/// An image as CRI shows it.
+fn message(image: &image::Image) -> cri::Image {
+    let (uid, username) = user(&image.config.user);
+    cri::Image {
+        id: image.id.to_string(),
+        repo_tags: image.repo_tags.clone(),
+        repo_digests: image.repo_digests.clone(),
+        size: image.size_bytes,
+        uid,
+        username,
+        spec: None,
+        pinned: image.pinned,
+    }
+}
+
+/// The user part of `USER`, as a number or else as a name. kubelet decides runAsNonRoot by it.
+fn user(text: &str) -> (Option<Int64Value>, String) {
+    let user = text.split(':').next().unwrap_or_default();
+    match user.parse::<u32>() {
+        Ok(value) => (Some(Int64Value { value: value.into() }), String::new()),
+        Err(_) => (None, user.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_is_a_number_or_a_name() {
+        assert_eq!(user("0"), (Some(Int64Value { value: 0 }), String::new()));
+        assert_eq!(user("1000:5"), (Some(Int64Value { value: 1000 }), String::new()));
+        assert_eq!(user("www:www"), (None, "www".to_owned()));
+        assert_eq!(user(""), (None, String::new()));
+        // A number that no kernel knows is nobody's, least of all root's.
+        assert_eq!(user("4294967296"), (None, "4294967296".to_owned()));
+    }
+}
