@@ -12,8 +12,8 @@ pub mod path;
 pub mod process;
 pub mod socket;
 pub mod tty;
-pub mod xattr;
 pub mod wait;
+pub mod xattr;
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};

@@ -206,8 +206,11 @@ impl Cgroup {
     pub fn oom_kills(&self) -> u64 {
         let Some(index) = self.hierarchies.position("memory") else { return 0 };
         let Some(dir) = self.dir(index) else { return 0 };
-        let name = if self.hierarchies.get(index).is_v2() { "memory.events" } else { "memory.oom_control" };
-        file::read(dir, name).ok().and_then(|text| keyed(&text, "oom_kill")).unwrap_or(0)
+        // Mounted with memory_localevents, memory.events leaves out what is below, as the other always does.
+        let v2 = self.hierarchies.get(index).is_v2();
+        let names: &[&str] = if v2 { &["memory.events", "memory.events.local"] } else { &["memory.oom_control"] };
+        let count = |name: &&str| file::read(dir, name).ok().and_then(|text| keyed(&text, "oom_kill"));
+        names.iter().filter_map(count).max().unwrap_or(0)
     }
 }
 

@@ -474,3 +474,91 @@ fn strays_in_one_hierarchy_are_killed_too() {
     remove_soon(&cgroup);
     bench.nothing_left();
 }
+
+/// Played twice: by the test, and as a process of its own that the test starts, with the cgroup's path.
+#[test]
+fn a_process_enters_every_hierarchy_by_itself() {
+    const PATH: &str = "ARIL_TEST_ENTER";
+    if let Ok(path) = std::env::var(PATH) {
+        let cgroup = Cgroup::open(&Hierarchies::detect().unwrap(), &path).unwrap();
+        cgroup.entry().unwrap().enter_all().unwrap();
+        // Only this thread on v1, as `enter` says.
+        for line in std::fs::read_to_string("/proc/thread-self/cgroup").unwrap().lines() {
+            assert!(line.ends_with(&path), "{line}");
+        }
+        return;
+    }
+    let bench = Bench::new("self");
+    let cgroup = bench.create("/ctr");
+    let status = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "runtime::cgroup::root_tests::a_process_enters_every_hierarchy_by_itself"])
+        .env(PATH, cgroup.path())
+        .stdout(Stdio::null())
+        .status()
+        .unwrap();
+    assert!(status.success());
+    remove_soon(&cgroup);
+    bench.nothing_left();
+}
+
+/// The v2 hierarchy of this host, taken as the only one: what it carries is little, but the kernel's rules are all there.
+fn v2_only() -> Option<Hierarchies> {
+    let unified = Hierarchies::detect().unwrap().iter().find(|h| h.is_v2())?.mount_point().to_owned();
+    let h = Hierarchies::from_mounts(&[Mounted { mount_point: unified, v1: None }]).unwrap();
+    (!h.get(0).controllers().is_empty()).then_some(h)
+}
+
+#[test]
+fn on_real_v2_controllers_come_from_above_and_processes_forbid_them() {
+    let Some(h) = v2_only() else { return };
+    let bench = Bench { h: h.clone(), top: format!("/aril-test-{}-v2", std::process::id()) };
+    let controller = h.get(0).controllers()[0].clone();
+    let cgroup = bench.create("/pod/ctr");
+    assert!(says(&cgroup, &controller, "cgroup.controllers").contains(&controller));
+    assert_eq!(says(&cgroup, &controller, "cgroup.subtree_control"), "");
+    // A cgroup with processes cannot be a parent, and is named.
+    let busy = bench.create("/busy");
+    let mut child = inside(&busy, &["/bin/sleep", "1000"]);
+    let e = Cgroup::create(&h, &format!("{}/busy/ctr", bench.top)).unwrap_err();
+    assert_eq!(e.errno(), Some(Errno::EBUSY));
+    assert!(e.to_string().contains(&format!("unified:{}/busy ", bench.top)), "{e}");
+    assert!(e.to_string().contains("processes of its own"), "{e}");
+    assert!(!bench.exists("unified", "busy/ctr"));
+    // Trackers below one with processes are possible all the same: they need no controllers.
+    let tracker = busy.tracker("exec").unwrap();
+    let mut session = inside(&tracker, &["/bin/sleep", "1000"]);
+    busy.kill().unwrap();
+    child.wait().unwrap();
+    session.wait().unwrap();
+    remove_soon(&busy);
+    cgroup.remove().unwrap();
+    bench.nothing_left();
+}
+
+#[test]
+fn beside_v1_a_parent_with_processes_costs_only_the_v2_limits() {
+    let bench = Bench::new("beside");
+    if bench.h.version() != Version::Hybrid || !bench.h.carrying("hugetlb").is_some_and(Hierarchy::is_v2) {
+        return;
+    }
+    let parent = bench.create("/pod");
+    let mut child = inside(&parent, &["/bin/sleep", "1000"]);
+    let cgroup = bench.create("/pod/ctr");
+    let warnings = cgroup
+        .apply(&limits(|r| {
+            r.pids_limit = Some(5);
+            r.hugepages = vec![plan::HugepageLimit { page_size: "2MB".to_owned(), limit_bytes: 0 }];
+        }))
+        .unwrap();
+    assert!(warnings[0].contains("EBUSY") && warnings[0].contains("not applied"), "{warnings:?}");
+    assert_eq!(says(&cgroup, "pids", "pids.max"), "5");
+    // The unified map is explicit: there the same is an error.
+    let e = cgroup.apply(&limits(|r| drop(r.unified.insert("hugetlb.2MB.max".to_owned(), "0".to_owned()))));
+    assert_eq!(e.unwrap_err().errno(), Some(Errno::EBUSY));
+    let e = cgroup.apply(&limits(|r| drop(r.unified.insert("memory.high".to_owned(), "1".to_owned()))));
+    assert!(e.unwrap_err().to_string().contains("does not carry its controller"));
+    parent.kill().unwrap();
+    child.wait().unwrap();
+    remove_soon(&parent);
+    bench.nothing_left();
+}
