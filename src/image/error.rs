@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 
-use crate::id::{Digest, IdError};
+use crate::id::Digest;
 use crate::image::reference::ReferenceError;
 
 /// Why an archive was not imported. Nothing of it is visible then, and its space is given back.
@@ -23,9 +23,6 @@ pub enum ImageError {
     /// A document is not what the specification says.
     #[error("{document} is malformed: {reason}")]
     Document { document: String, reason: String },
-    /// A digest somewhere in the archive is none.
-    #[error("{document} is malformed: {source}")]
-    Digest { document: String, source: IdError },
     /// More of something than [`crate::image::Limits`] allows.
     #[error("{object} has more than {limit} {what}, the most that is accepted")]
     Limit { object: String, what: &'static str, limit: u64 },

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -22,16 +23,11 @@ pub fn root_only() {
 
 /// The path of an image of the fixtures, built once per test process.
 pub fn fixture(name: &str) -> PathBuf {
-    static DIR: std::sync::LazyLock<PathBuf> = std::sync::LazyLock::new(|| {
-        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("target/rootfs-fixtures/unit-{}", std::process::id()))
-    });
-    static BUILT: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    let _one_at_a_time = BUILT.lock();
-    let path = DIR.join(format!("{name}.tar"));
-    if !path.exists() {
-        fixtures::write(&DIR, &[name]).unwrap();
-    }
-    path
+    static BUILT: Mutex<BTreeMap<String, PathBuf>> = Mutex::new(BTreeMap::new());
+    let mut built = BUILT.lock().unwrap();
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/target/rootfs-fixtures");
+    let build = || fixtures::write(Path::new(dir), &[name]).unwrap().remove(0);
+    built.entry(name.to_owned()).or_insert_with(build).clone()
 }
 
 /// Waits for something a thread does.

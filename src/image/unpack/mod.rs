@@ -13,8 +13,6 @@ mod lower;
 mod make;
 mod pax;
 mod stream;
-#[cfg(test)]
-mod tests;
 mod tree;
 mod walk;
 mod whiteout;
