@@ -23,9 +23,18 @@ const DEFAULT_RULES: [(&str, i64, i64, &str); 11] = [
     ("c", 136, -1, "rwm"), // pts/*
 ];
 
-/// The nodes of [`DEFAULT_RULES`] are made in every container, so no list needs to name them.
-const DEFAULT_NODES: [&str; 8] =
-    ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty", "/dev/console", "/dev/ptmx"];
+/// Character devices made in every container, so no list needs to name them; another device in the
+/// place of one is not skipped, for the runtime to refuse.
+const DEFAULT_NODES: [(&str, i64, i64); 8] = [
+    ("/dev/null", 1, 3),
+    ("/dev/zero", 1, 5),
+    ("/dev/full", 1, 7),
+    ("/dev/random", 1, 8),
+    ("/dev/urandom", 1, 9),
+    ("/dev/tty", 5, 0),
+    ("/dev/console", 5, 1),
+    ("/dev/ptmx", 5, 2),
+];
 
 pub(super) fn cgroup(linux: &Linux) -> Result<plan::Cgroup, CompileError> {
     let path = linux.cgroups_path().as_ref().ok_or_else(|| CompileError::missing("linux.cgroupsPath"))?;
@@ -150,7 +159,8 @@ pub(super) fn devices(linux: &Linux) -> Result<Vec<plan::Device>, CompileError> 
         let field = format!("linux.devices[{i}]");
         let path = text(&field, device.path())?;
         absolute(&field, &path)?;
-        if DEFAULT_NODES.contains(&path.as_str()) {
+        let is_character = matches!(device.typ(), LinuxDeviceType::C | LinuxDeviceType::U);
+        if is_character && DEFAULT_NODES.contains(&(path.as_str(), device.major(), device.minor())) {
             continue;
         }
         list.push(compile_device(&field, path, device)?);

@@ -120,6 +120,14 @@ fn no_node_is_made_in_the_hosts_dev() {
 }
 
 #[test]
+fn default_nodes_need_no_making() {
+    let node = |path: &str, major, minor| json!({"path": path, "type": "c", "major": major, "minor": minor});
+    let list = json!([node("/dev/null", 1, 3), node("/dev/ptmx", 5, 2), node("/dev/zero", 1, 3)]);
+    let devices = compiled(json!({"linux": {"devices": list}})).devices;
+    assert_eq!(devices.iter().map(|d| d.path.as_str()).collect::<Vec<_>>(), ["/dev/zero"]);
+}
+
+#[test]
 fn mounts_that_cannot_be() {
     let one = |mount: Value| json!({"mounts": [mount]});
     fails(one(json!({"destination": "m", "type": "tmpfs"})), "mounts[0].destination");

@@ -73,7 +73,7 @@ pub(super) fn mounts(input: &Input<'_>, manner: Manner) -> Result<Mounts, SpecEr
     let has_own_shm = !is_covered("/dev/shm");
     let mut rest = files;
     if has_own_shm {
-        rest.push(shm(manner.pod.host_ipc));
+        rest.push(shm(manner.pod.host_ipc, input.defaults));
     }
     rest.extend(volumes);
     // Stable: of two at one place the later one is on top, as given.
@@ -135,11 +135,12 @@ fn pod_files(input: &Input<'_>, readonly: bool) -> Vec<Entry> {
 }
 
 /// Shared memory goes with the IPC namespace: one tmpfs for the pod, or the host's.
-fn shm(host_ipc: bool) -> Entry {
+fn shm(host_ipc: bool, defaults: &Defaults) -> Entry {
     if host_ipc {
         entry("/dev/shm", "bind", "/dev/shm", &["rbind", "rprivate"])
     } else {
-        entry("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"])
+        let size = format!("size={}k", defaults.shm_size_bytes / 1024);
+        entry("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", &size])
     }
 }
 
@@ -155,6 +156,9 @@ fn volume(i: usize, asked: &cri::Mount, defaults: &Defaults) -> Result<Entry, Sp
         if !list.is_empty() {
             return Err(SpecError::unimplemented(format!("{field}.{name}"), "id-mapped mounts are"));
         }
+    }
+    if asked.selinux_relabel && defaults.selinux {
+        return Err(SpecError::unimplemented(format!("{field}.selinux_relabel"), "SELinux labels are"));
     }
     check::absolute(&format!("{field}.host_path"), &asked.host_path)?;
     let target = check::in_container(&format!("{field}.container_path"), &asked.container_path)?;

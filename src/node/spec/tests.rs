@@ -1,6 +1,7 @@
 //! Whole requests: what they come to (goldens), and how bad ones are refused.
 
 mod golden;
+mod random;
 mod refused;
 
 use nix::errno::Errno;

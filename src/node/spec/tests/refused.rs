@@ -182,6 +182,10 @@ fn mounts_that_cannot_be() {
     invalid("mounts[0].image_sub_path", one(cri::Mount { image_sub_path: "x".to_owned(), ..mount("/a", "/b") }));
     let ids = vec![cri::IdMapping { host_id: 1, container_id: 0, length: 1 }];
     unimplemented("mounts[0].uidMappings", one(cri::Mount { uid_mappings: ids, ..mount("/a", "/b") }));
+    unimplemented("mounts[0].selinux_relabel", |c| {
+        c.defaults.selinux = true;
+        one(cri::Mount { selinux_relabel: true, ..mount("/a", "/b") })(c);
+    });
     let image = Some(cri::ImageSpec::default());
     let e = error(one(cri::Mount { image, ..mount("", "/b") }));
     assert!(e.to_string().starts_with("ImageVolumeMountFailed: mounts[0].image: "), "{e}");
