@@ -38,6 +38,21 @@ pub fn get(fd: BorrowedFd<'_>, name: &CStr) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
+/// Whether an open file or directory (not `O_PATH`) has the attribute `name`, whatever its value.
+///
+/// # Errors
+/// As fgetxattr(2); `ENODATA` and `ENOTSUP` are answered with no.
+pub fn is_set(fd: BorrowedFd<'_>, name: &CStr) -> io::Result<bool> {
+    // SAFETY: `fd` is open for the whole call and `name` is NUL-terminated; a length of 0 asks for the value's length,
+    // and nothing is written through the null pointer.
+    let ret = unsafe { libc::fgetxattr(fd.as_raw_fd(), name.as_ptr(), std::ptr::null_mut(), 0) };
+    match cvt(ret as libc::c_long) {
+        Ok(_) => Ok(true),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENODATA | libc::ENOTSUP)) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
 /// The names of all attributes of an open file or directory (not `O_PATH`).
 ///
 /// # Errors

@@ -84,7 +84,7 @@ fn mark(root: BorrowedFd<'_>, relative: &str) {
 pub(super) fn prune(h: &Hierarchy, path: &CgroupPath) {
     for ancestor in path.ancestors().rev() {
         let marked = match file::open_listing(h.root(), ancestor) {
-            Ok(dir) => xattr::get(dir.as_fd(), MARK).is_ok_and(|mark| mark.is_some()),
+            Ok(dir) => xattr::is_set(dir.as_fd(), MARK).unwrap_or(false),
             // Somebody else was faster; go on above.
             Err(Errno::ENOENT) => continue,
             Err(_) => false,
