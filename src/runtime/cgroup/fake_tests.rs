@@ -465,3 +465,29 @@ fn a_failed_create_takes_back_what_it_made() {
     assert!(e.to_string().contains("make cgroup pids:/pod/ctr: ENOTDIR"), "{e}");
     assert!(!good.path("pod").exists());
 }
+
+#[test]
+fn v2_counters_are_read_file_by_file() {
+    let (fake, cgroup) = v2_container();
+    fake.set("pod/ctr/cpu.stat", "usage_usec 1234\nuser_usec 1000\n");
+    fake.set("pod/ctr/memory.current", "10000\n");
+    fake.set("pod/ctr/memory.stat", "anon 3000\nfile 6000\ninactive_file 4000\npgfault 12\npgmajfault 1\n");
+    fake.set("pod/ctr/memory.swap.current", "77\n");
+    fake.set("pod/ctr/pids.current", "5\n");
+    let meter = cgroup.meter();
+    let told = Usage {
+        cpu_ns: Some(1_234_000),
+        memory_bytes: Some(10_000),
+        working_set_bytes: Some(6000),
+        rss_bytes: Some(3000),
+        swap_bytes: Some(77),
+        limit_bytes: None,
+        page_faults: Some(12),
+        major_page_faults: Some(1),
+        tasks: Some(5),
+    };
+    assert_eq!(meter.read(), told);
+    fake.set("pod/ctr/memory.max", "20000\n");
+    fake.set("pod/ctr/cpu.stat", "usage_usec 2000\n");
+    assert_eq!(meter.read(), Usage { limit_bytes: Some(20_000), cpu_ns: Some(2_000_000), ..told });
+}

@@ -53,6 +53,11 @@ pub(super) fn open_write(dir: impl AsFd, name: &str) -> nix::Result<OwnedFd> {
     open_file(dir, name, OFlag::O_WRONLY)
 }
 
+/// Opens a control file for reading, more than once.
+pub(super) fn open_read(dir: impl AsFd, name: &str) -> nix::Result<OwnedFd> {
+    open_file(dir, name, OFlag::O_RDONLY)
+}
+
 /// Reads a control file; bytes that are no UTF-8 are replaced.
 ///
 /// # Errors

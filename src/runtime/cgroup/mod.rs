@@ -28,6 +28,7 @@ mod path;
 mod record;
 #[cfg(test)]
 mod root_tests;
+mod stats;
 mod tree;
 mod v1;
 mod v2;
@@ -41,6 +42,7 @@ pub use detect::{Hierarchies, Hierarchy, Mounted, Version};
 pub use entry::Entry;
 pub use error::CgroupError;
 pub use record::sweep;
+pub use stats::{Meter, Usage};
 
 use path::CgroupPath;
 
