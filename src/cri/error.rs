@@ -4,9 +4,7 @@ use tonic::{Code, Status};
 
 use crate::image::{ImageError, StoreError, UnpackError};
 use crate::node::spec::Kind as SpecKind;
-use crate::node::{NodeError, chain};
-use crate::wire::client::WireError;
-use crate::wire::pb::error::Kind as ShimKind;
+use crate::node::{NodeError, ShimErrorKind as ShimKind, WireError, chain};
 
 /// The answer to a request that failed: a code and one sentence with all causes.
 pub(super) fn status(error: &NodeError) -> Status {

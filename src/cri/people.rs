@@ -10,8 +10,7 @@ use super::error::{import, invalid, status as error};
 use super::{Service, session};
 use crate::api::node::{attach_request, exec_request, *};
 use crate::api::service::node::node_server::Node;
-use crate::node::SessionConfig;
-use crate::wire::session::Streams;
+use crate::node::{SessionConfig, Streams};
 
 /// Messages to a client that may wait; then what it is about waits too.
 const BACKLOG: usize = 16;

@@ -52,6 +52,10 @@ pub use self::record::{ContainerRecord, SandboxRecord, Step, User};
 pub use self::settings::Settings;
 pub use self::store::StoreError;
 pub use self::stream::{CHUNK_BYTES, Stream};
+// Part of what node gives and takes, so that those above need not know the wire.
+pub use crate::wire::client::WireError;
+pub use crate::wire::pb::error::Kind as ShimErrorKind;
+pub use crate::wire::session::Streams;
 
 use self::index::Index;
 use self::state::Nanos;
