@@ -206,7 +206,7 @@ impl LogFile {
         let piece = written.iter().rev().take_while(|&&b| b != b'\n').count() as u64;
         if piece > 0 {
             let end = self.file.stream_position().unwrap_or(0).checked_sub(piece);
-            self.torn = !end.is_some_and(|end| self.file.set_len(end).is_ok());
+            self.torn = end.is_none_or(|end| self.file.set_len(end).is_err());
         }
     }
 }
@@ -214,8 +214,8 @@ impl LogFile {
 impl Sink for LogFile {
     fn write(&mut self, lines: &[u8]) {
         if self.torn {
-            match self.file.write(b"\n") {
-                Ok(_) => self.torn = false,
+            match self.file.write_all(b"\n") {
+                Ok(()) => self.torn = false,
                 Err(e) => return self.failed(lines.len(), errno_of(&e)),
             }
         }

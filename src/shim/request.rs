@@ -43,11 +43,17 @@ impl Server {
             Some(Body::Delete(request)) => self.delete(to, &request),
             Some(Body::ReopenLog(request)) => self.reopen_log(to, &request.container_id),
             Some(Body::Update(request)) => self.update(to, &request),
-            Some(Body::State(_)) => Ok(self.state(to)),
+            Some(Body::State(_)) => {
+                self.state(to);
+                Ok(())
+            }
             Some(Body::Attach(request)) => self.attach(to, &request),
             Some(Body::Resize(request)) => self.resize(to, &request),
             Some(Body::CloseStdin(request)) => self.close_stdin(to, &request.container_id),
-            Some(Body::Shutdown(_)) => Ok(self.shutdown(to)),
+            Some(Body::Shutdown(_)) => {
+                self.shutdown(to);
+                Ok(())
+            }
             Some(Body::Hello(_)) | None => {
                 Err(Failure::new(Kind::Unsupported, "this shim does not know the request; it is older than its daemon"))
             }

@@ -147,9 +147,14 @@ impl Server {
         session.end_channel(&self.poller);
         session.ended = true;
         session.pty = None;
-        let reply = match session.failure.take() {
-            Some(failure) => failure.into_reply(),
-            None => pb::reply::Body::Exec(pb::ExecReply { code }),
+        let container = self.containers.get(&session.container);
+        let reply = match (session.failure.take(), container.filter(|container| container.ended())) {
+            (Some(_), Some(container)) => {
+                let message = format!("container {} ended while the exec session was starting", container.id);
+                Failure::refused(message).into_reply()
+            }
+            (Some(failure), None) => failure.into_reply(),
+            (None, _) => pb::reply::Body::Exec(pb::ExecReply { code }),
         };
         if let Some(to) = session.reply.take() {
             self.reply(to, reply, Vec::new());

@@ -129,9 +129,14 @@ pub fn set_rlimit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
 /// # Errors
 /// As sigprocmask(2).
 pub fn reset_signals() -> io::Result<()> {
+    // Handler (0 is the default action), flags, restorer and mask, as the kernel lays them out. Not through glibc,
+    // which keeps two signals to itself and starts programs with these ignored.
+    let default = [0_u64; 4];
     for signal in 1..=64 {
-        // SAFETY: SIG_DFL installs no code. KILL and STOP and glibc's own two signals are refused, harmlessly.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        let none = std::ptr::null_mut::<u64>();
+        // SAFETY: reads one kernel sigaction from `default`, which outlives the call; the default action runs no code.
+        // KILL and STOP are refused, harmlessly.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), none, size_of::<u64>()) };
     }
     nix::sys::signal::SigSet::empty().thread_set_mask()?;
     Ok(())

@@ -85,7 +85,11 @@ impl From<pb::Error> for WireError {
     }
 }
 
-type Answer = Result<(pb::reply::Body, Vec<OwnedFd>), WireError>;
+/// What came of a request: the reply and the descriptors beside it.
+pub type Answer = Result<(pb::reply::Body, Vec<OwnedFd>), WireError>;
+
+/// An answer to come.
+pub(super) type Pending = oneshot::Receiver<Answer>;
 
 /// Who waits for the replies to one request.
 struct Waiter {
@@ -208,7 +212,7 @@ impl Shim {
         &self,
         body: pb::request::Body,
         fds: Vec<OwnedFd>,
-    ) -> Result<(oneshot::Receiver<Answer>, oneshot::Receiver<Answer>), WireError> {
+    ) -> Result<(Pending, Pending), WireError> {
         let (early, early_answer) = oneshot::channel();
         let (last, answer) = oneshot::channel();
         self.send(body, fds, Waiter { early: Some(early), last }).await?;

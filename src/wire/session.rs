@@ -3,9 +3,8 @@
 use std::os::fd::OwnedFd;
 
 use prost::Message;
-use tokio::sync::oneshot;
 
-use super::client::{Shim, WireError};
+use super::client::{Pending, Shim, WireError};
 use super::pb;
 use super::pb::reply::Body as Reply;
 use super::pb::request::Body as Request;
@@ -60,8 +59,8 @@ pub struct Created {
 /// An exec session under way.
 #[derive(Debug)]
 pub struct ExecSession {
-    started: Option<oneshot::Receiver<Result<(Reply, Vec<OwnedFd>), WireError>>>,
-    ended: oneshot::Receiver<Result<(Reply, Vec<OwnedFd>), WireError>>,
+    started: Option<Pending>,
+    ended: Pending,
 }
 
 impl ExecSession {

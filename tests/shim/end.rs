@@ -1,0 +1,119 @@
+//! The pod's end, by request and by accident.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use aril::plan::namespaces::Source;
+use aril::wire::client::{Shim, WireError};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::pod::{SHIM, TestPod, eventually};
+
+#[tokio::test]
+async fn shutdown_leaves_nothing_of_a_busy_pod() {
+    let mut pod = TestPod::start().await;
+    for _ in 0..3 {
+        let id = pod.run("trap '' TERM; setsid sleep 1000 & (setsid sleep 1000 &); yes").await;
+        assert_eq!(pod.exec(&id, "setsid sleep 1000 >/dev/null 2>&1 &").await.0, 0);
+    }
+    let (id, plan) = pod.container(&["/bin/true"]);
+    pod.shim.create(&id, &plan).await.unwrap();
+    pod.finish().await;
+}
+
+#[tokio::test]
+async fn a_shared_pid_namespace_has_a_reaper_and_ends() {
+    let mut pod = TestPod::start_shared().await;
+    let script = "echo $$; (sleep 0.1 &); sleep 1000";
+    let (id, mut plan) = pod.container(&["/bin/sh", "-c", script]);
+    plan.namespaces.as_mut().unwrap().pid = Source::Sandbox.into();
+    pod.shim.create(&id, &plan).await.unwrap();
+    pod.shim.start(&id).await.unwrap();
+    eventually("it says its pid", || pod.log(&id).ends_with('\n')).await;
+    assert_ne!(pod.output(&id), ["1"]);
+    assert!(pod.shim.state().await.unwrap().init_pid > 0);
+    // Its end takes what it left with it, though the namespace goes on.
+    pod.shim.signal(&id, 9, false).await.unwrap();
+    assert_eq!(pod.exit(&id).await.code, 137);
+    eventually("only the pod init is left", || pod.pids().len() == 1).await;
+    pod.finish().await;
+}
+
+/// The daemon finds a shim dead: what it kept is killed and removed, more than once without harm.
+#[tokio::test]
+async fn a_dead_shim_is_cleaned_up_after() {
+    let mut pod = TestPod::start().await;
+    let running = pod.run("setsid sleep 1000 & sleep 1000").await;
+    let (held, plan) = pod.container(&["/bin/sleep", "1000"]);
+    let held_pid = pod.shim.create(&held, &plan).await.unwrap().pid;
+    assert_ne!(running, held);
+    let cleanup = |pod: &TestPod| Command::new(SHIM).arg("cleanup").arg(pod.run_dir()).output().unwrap();
+    let refused = cleanup(&pod);
+    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("alive"), "{refused:?}");
+    kill(Pid::from_raw(pod.shim.pid()), Signal::SIGKILL).unwrap();
+    assert!(pod.events.recv().await.is_none());
+    assert!(matches!(pod.shim.start(&held).await, Err(WireError::Gone)));
+    assert!(matches!(Shim::connect(&pod.run_dir()).await, Err(WireError::Gone)));
+    // What was only held has nobody to wait for.
+    let gone = || match std::fs::read_to_string(format!("/proc/{held_pid}/stat")) {
+        Ok(stat) => stat.contains(") Z "),
+        Err(_) => true,
+    };
+    eventually("the held process ends", gone).await;
+    for _ in 0..2 {
+        let output = cleanup(&pod);
+        assert!(output.status.success(), "{output:?}");
+    }
+    pod.check_gone().await;
+}
+
+#[tokio::test]
+async fn a_shim_that_was_never_set_up_ends_with_its_daemon() {
+    let dir = tempfile::tempdir().unwrap();
+    let (shim, events) = Shim::spawn(crate::pod::spawner(), dir.path()).await.unwrap();
+    let pid = shim.pid();
+    drop((shim, events));
+    eventually("it is gone and reaped", || !Path::new(&format!("/proc/{pid}")).exists()).await;
+}
+
+/// Neither the daemon's terminal nor an impatient system ends a shim.
+#[tokio::test]
+async fn a_shim_ignores_polite_signals() {
+    let mut pod = TestPod::start().await;
+    let id = pod.run("sleep 1000").await;
+    for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM, Signal::SIGPIPE] {
+        kill(Pid::from_raw(pod.shim.pid()), signal).unwrap();
+    }
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(pod.exec(&id, "true").await.0, 0);
+    // The workload has none of this from its parent.
+    let status = pod.exec_args(&id, &["/bin/cat", "/proc/self/status"]).await.1;
+    for line in ["SigBlk:\t0000000000000000", "SigIgn:\t0000000000000000"] {
+        assert!(status.contains(line), "{line}: {status}");
+    }
+    pod.finish().await;
+}
+
+/// The shim's own processes are out of reach of everybody else, and hold nothing they need not.
+#[tokio::test]
+async fn a_shim_keeps_to_itself() {
+    let mut pod = TestPod::start().await;
+    let proc = format!("/proc/{}", pod.shim.pid());
+    let stat = std::fs::read_to_string(format!("{proc}/stat")).unwrap();
+    let session = stat.rsplit(") ").next().unwrap().split(' ').nth(3).unwrap();
+    assert_eq!(session, pod.shim.pid().to_string(), "a session of its own");
+    assert_eq!(std::fs::read_link(format!("{proc}/cwd")).unwrap(), Path::new("/"));
+    assert_eq!(std::fs::read(format!("{proc}/environ")).unwrap(), b"");
+    let exe = std::fs::read_link(format!("{proc}/exe")).unwrap();
+    assert!(exe.to_str().unwrap().starts_with("/memfd:aril-shim"), "{exe:?}");
+    let before = std::fs::read_dir(format!("{proc}/fd")).unwrap().count();
+    for _ in 0..5 {
+        let id = pod.run("exit 0").await;
+        pod.exit(&id).await;
+        pod.shim.delete(&id, false).await.unwrap();
+    }
+    assert_eq!(std::fs::read_dir(format!("{proc}/fd")).unwrap().count(), before, "descriptors are left");
+    pod.finish().await;
+}
