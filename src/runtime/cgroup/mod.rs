@@ -5,7 +5,7 @@
 //! and exec, because the kernel makes anybody else who moves a process wait for an RCU grace period.
 //!
 //! Invariants:
-//! - a [`path::CgroupPath`] is checked before anything is touched: paths can come from requests;
+//! - a path is checked before anything is touched, because it can come from a request;
 //! - controllers are enabled on v2 in the cgroups above, never in a container's own, which has processes;
 //! - limits are all written or none: what was written before a failure is put back;
 //! - of the cgroups above, only those that [`Cgroup::create`] made are removed, with the last one below them.
