@@ -1,0 +1,138 @@
+//! `aril serve`: the daemon's life, from its settings to the last answer.
+//!
+//! Opens the node before the socket: whoever can connect finds every pod that survived. Ends on SIGTERM or SIGINT
+//! without touching a workload: shims and containers go on, and the next daemon finds them.
+
+mod listener;
+mod notify;
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing::info;
+use tracing::level_filters::LevelFilter;
+
+use aril::cli::args::{Global, ServeArgs};
+use aril::config::{Config, LogFormat, LogLevel};
+use aril::node::{Node, Settings};
+use aril::{cli, cri, observe};
+
+use self::listener::Bound;
+
+/// A daemon for as long as its pods live waits so long for the next pod…
+const IDLE: Duration = Duration::from_secs(2);
+/// … and so long for the first.
+const IDLE_AT_FIRST: Duration = Duration::from_secs(30);
+const GLANCE: Duration = Duration::from_millis(200);
+
+/// Serves until told to end.
+///
+/// # Errors
+/// What keeps the daemon from starting, or from going on, in one sentence.
+pub fn serve(global: &Global, args: &ServeArgs) -> Result<(), Box<dyn Error>> {
+    let mut overrides = cli::overrides(global);
+    overrides.log_level = args.log_level;
+    overrides.log_format = args.log_format;
+    let config = Config::load(&overrides)?;
+    observe::init(level(config.log_level), config.log_format == LogFormat::Json)?;
+    if args.own_session {
+        // Fails only for the leader of a process group, and then there is one already.
+        nix::unistd::setsid().ok();
+    }
+    let shim = config.find_shim(std::env::current_exe().ok().as_deref())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(config.worker_threads)
+        .thread_name("aril")
+        .enable_all()
+        .build()?;
+    let result = runtime.block_on(run(&config, shim, args.exit_when_idle));
+    // What still runs after the drain waits for shims; they do without us.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    result
+}
+
+async fn run(config: &Config, shim: PathBuf, exit_when_idle: bool) -> Result<(), Box<dyn Error>> {
+    let node = Node::open(settings(config, shim)).await?;
+    let bound = Bound::new(&config.socket)?;
+    let (end, ended) = watch::channel(false);
+    let until_told = {
+        let mut ended = ended.clone();
+        // An error means that the sender is gone, which is an end too.
+        async move { ended.wait_for(|&e| e).await.map(drop).unwrap_or(()) }
+    };
+    let serving = cri::serve(Arc::clone(&node), bound.listener()?, until_told);
+    let (pods, containers) = node.counts();
+    info!(pid = std::process::id(), pods, containers, socket = %config.socket.display(), "daemon ready");
+    notify::tell("READY=1");
+    let end_when_due = async {
+        let reason = tokio::select! {
+            reason = told_to_end() => reason?,
+            () = idle(&node), if exit_when_idle => "no pod is left",
+        };
+        info!(reason, "daemon ending");
+        notify::tell("STOPPING=1");
+        // Nobody new finds us from here on; the next daemon may take the place.
+        bound.remove();
+        // The receiver lives in `serving`, which then lets answers under way finish.
+        end.send(true).ok();
+        // Whoever asks twice is in a hurry.
+        let reason = told_to_end().await?;
+        info!(reason, "daemon ending at once");
+        Ok::<(), Box<dyn Error>>(())
+    };
+    tokio::select! {
+        result = serving => result?,
+        result = end_when_due => result?,
+    }
+    Ok(())
+}
+
+fn settings(config: &Config, shim: PathBuf) -> Settings {
+    Settings {
+        root: config.root.clone(),
+        state: config.state.clone(),
+        shim,
+        cgroup_parent: config.cgroup_parent.clone(),
+        shim_cgroup: config.shim_cgroup.clone(),
+        shm_size_bytes: config.shm_size_bytes,
+    }
+}
+
+fn level(level: LogLevel) -> LevelFilter {
+    match level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    }
+}
+
+/// Waits for SIGTERM or SIGINT; tells which.
+async fn told_to_end() -> std::io::Result<&'static str> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => Ok("SIGTERM"),
+        _ = interrupt.recv() => Ok("SIGINT"),
+    }
+}
+
+/// Waits until there has been no pod for a while.
+async fn idle(node: &Node) {
+    let mut patience = IDLE_AT_FIRST;
+    let mut without = Duration::ZERO;
+    while without < patience {
+        tokio::time::sleep(GLANCE).await;
+        if node.counts().0 > 0 {
+            patience = IDLE;
+            without = Duration::ZERO;
+        } else {
+            without += GLANCE;
+        }
+    }
+}
