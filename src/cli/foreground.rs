@@ -124,7 +124,8 @@ impl Watch<'_> {
                     self.forward(number).await?;
                     false
                 }
-                Ok(()) = &mut self.detached => return Ok(End::Left),
+                // It ends with the input, too; what has ended must not be asked again.
+                Ok(()) = &mut self.detached, if !self.detached.is_terminated() => return Ok(End::Left),
                 ended = show(&mut self.responses, &mut self.shown) => ended?,
                 _ = question.tick() => true,
             };

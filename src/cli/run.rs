@@ -220,7 +220,7 @@ pub(super) async fn start(daemon: &mut Daemon, container: &str) -> Result<(), Cl
 pub(super) fn start_code(message: &str) -> Option<u8> {
     let has = |names: &[&str]| message.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| names.contains(&word));
     match () {
-        () if !message.contains("exec") => None,
+        () if !message.contains("exec ") && !message.contains("start \"") => None,
         () if has(&["ENOENT"]) => Some(127),
         () if has(&["EACCES", "ENOEXEC", "EISDIR", "ENOTDIR", "EPERM", "ELOOP", "ETXTBSY"]) => Some(126),
         () => None,
@@ -242,7 +242,8 @@ mod tests {
     #[test]
     fn exit_codes_of_programs_that_cannot_run() {
         assert_eq!(start_code("exec /bin/nope: ENOENT (no such file); is it in the image?"), Some(127));
-        assert_eq!(start_code("exec /etc/passwd: EACCES"), Some(126));
+        assert_eq!(start_code("start container of abc: start \"/etc/passwd\": EACCES"), Some(126));
+        assert_eq!(start_code("start container of abc: mount proc: ENOENT"), None);
         assert_eq!(start_code("mount proc: EPERM"), None);
         assert_eq!(start_code("exec x: EIO"), None);
     }
