@@ -5,9 +5,10 @@
 //! container: it is read on, counted, and written again as soon as there is room.
 
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
@@ -90,9 +91,8 @@ impl Place {
     fn open(&self) -> Result<File, LogError> {
         let path = || self.directory.join(&self.below);
         let failed = |step, path| move |errno| LogError::Open { step, path, errno };
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let directory = open(&self.directory, flags, Mode::empty())
-            .map_err(failed("open log directory", self.directory.clone()))?;
+        let directory =
+            open_log_directory(&self.directory).map_err(failed("open log directory", self.directory.clone()))?;
         let parent = match self.below.parent() {
             Some(parent) if parent != Path::new("") => {
                 make_below(directory, parent).map_err(failed("make the directory of log", path()))?
@@ -106,6 +106,19 @@ impl Place {
             return Err(LogError::NotRegular { path: path() });
         }
         Ok(File::from(file))
+    }
+}
+
+/// The pod's log directory, made if it is not there: kubelet makes it, other clients leave it to the runtime.
+fn open_log_directory(path: &Path) -> nix::Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    match open(path, flags, Mode::empty()) {
+        Err(Errno::ENOENT) => {
+            let made = fs::DirBuilder::new().recursive(true).mode(0o755).create(path);
+            made.map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(Errno::EIO as i32)))?;
+            open(path, flags, Mode::empty())
+        }
+        other => other,
     }
 }
 
@@ -241,7 +254,6 @@ fn errno_of(e: &io::Error) -> Errno {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     fn path(dir: &tempfile::TempDir, name: &str) -> String {
