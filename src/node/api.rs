@@ -240,6 +240,15 @@ impl Node {
         }
     }
 
+    /// A container whose first process is there, if only held before its program, and the shim to talk to about it.
+    pub(super) fn alive(&self, id: &str, operation: &'static str) -> Result<(Arc<ContainerRecord>, Shim)> {
+        let container = self.container(id)?;
+        match self.index.shim(&container.sandbox) {
+            Some(shim) if matches!(container.state, super::state::ContainerState::Created { .. }) => Ok((container, shim)),
+            _ => self.running(id, operation),
+        }
+    }
+
     /// Has a pod's task do something; none if the pod went away meanwhile.
     async fn ask<T>(&self, sandbox: &SandboxId, command: impl FnOnce(Reply<T>) -> Command) -> Option<Result<T>> {
         let commands: mpsc::UnboundedSender<Command> = self.index.commands(sandbox)?;

@@ -212,12 +212,12 @@ impl Node {
         Ok(Session { stdin, stdout, stderr, terminal, container: record, session, kill })
     }
 
-    /// Joins the streams of a running container's first process.
+    /// Joins the streams of a container's first process; before its start, so that nothing is missed, or later.
     ///
     /// # Errors
-    /// If it is not running, or the shim refuses.
+    /// If it has ended, or the shim refuses.
     pub async fn attach(&self, container: &str, streams: Streams) -> Result<Attachment, Arc<NodeError>> {
-        let (record, shim) = self.running(container, "attach to it")?;
+        let (record, shim) = self.alive(container, "attach to it")?;
         let attached = shim.attach(record.id.as_str(), streams).await;
         let attached = attached.map_err(NodeError::shim("attach to container", record.id.short()))?;
         let stream = |fd: Option<_>| fd.map(Stream::new).transpose().map_err(NodeError::io("watch", "stream"));

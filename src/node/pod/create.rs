@@ -157,6 +157,9 @@ fn fill(record: &mut ContainerRecord, created: Created) {
 /// All of the creation that needs no kernel.
 fn prepare(node: &Node, sandbox: &SandboxRecord, config: cri::ContainerConfig) -> Result<Prepared, NodeError> {
     let reference = config.image.as_ref().map(|i| i.image.as_str()).unwrap_or_default();
+    if reference.is_empty() {
+        return Err(spec::SpecError::Invalid { field: "image.image".to_owned(), reason: "missing".to_owned() }.into());
+    }
     let image = node.images.get(reference).ok_or_else(|| NodeError::NoImage(reference.to_owned()))?;
     let hold = node.images.hold(&image.layers);
     if !node.images.has_layers(&image.layers) {
