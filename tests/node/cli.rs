@@ -1,0 +1,216 @@
+//! The `aril` command, as a person or a script uses it.
+
+use std::process::{Command, Output};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::support::{PATIENCE, TestNode, kill, pids_in_cgroup, process_alive, wait_for};
+
+/// A node that has busybox too: the probe image has an entry point.
+fn start() -> TestNode {
+    let node = TestNode::start();
+    node.import("busybox");
+    node
+}
+
+fn aril(node: &TestNode, arguments: &[&str]) -> Output {
+    node.aril(arguments.iter().copied()).output().expect("run aril")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The stdout of a command that must succeed.
+fn ok(node: &TestNode, arguments: &[&str]) -> String {
+    let output = aril(node, arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+fn json(node: &TestNode, arguments: &[&str]) -> Value {
+    let mut all = arguments.to_vec();
+    all.extend(["--output", "json"]);
+    serde_json::from_str(&ok(node, &all)).expect("JSON")
+}
+
+#[test]
+fn run_shows_the_output_and_ends_like_the_program() {
+    let node = start();
+    let output = aril(&node, &["run", "--rm", "busybox", "sh", "-c", "echo out; echo err >&2; exit 7"]);
+    assert_eq!(
+        (output.status.code(), text(&output.stdout), text(&output.stderr)),
+        (Some(7), "out\n".into(), "err\n".into())
+    );
+    assert_eq!(
+        aril(&node, &["run", "--rm", "busybox", "sh", "-c", "sh -c 'kill -9 $$'; exit $?"]).status.code(),
+        Some(137)
+    );
+    assert!(node.pod_ids().is_empty());
+    node.finish();
+}
+
+#[test]
+fn run_tells_why_it_did_not() {
+    let node = start();
+    for (arguments, code, word) in [
+        (vec!["run", "--rm", "busybox", "/no/such"], 127, "/no/such"),
+        (vec!["run", "--rm", "busybox", "/etc/passwd"], 126, "/etc/passwd"),
+        (vec!["run", "--rm", "no-such-image", "true"], 125, "no-such-image"),
+    ] {
+        let output = aril(&node, &arguments);
+        let told = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{told}");
+        assert!(told.contains(word) && told.lines().count() == 1, "{told}");
+    }
+    assert_eq!(aril(&node, &["run"]).status.code(), Some(2));
+    assert!(node.pod_ids().is_empty());
+    node.finish();
+}
+
+#[test]
+fn run_passes_input_and_options_on() {
+    let node = start();
+    let mut command = node.aril(["run", "--rm", "-i", "busybox", "cat"]);
+    let mut child = command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"through\n").unwrap();
+    assert_eq!(text(&child.wait_with_output().unwrap().stdout), "through\n");
+
+    let data = node.path("data").display().to_string();
+    std::fs::create_dir(&data).unwrap();
+    let volume = format!("{data}:/data");
+    let script = "echo $A $(id -u) $(pwd) $(hostname); touch /data/made";
+    let options = [
+        "run",
+        "--rm",
+        "-e",
+        "A=1",
+        "-u",
+        "5",
+        "-w",
+        "/tmp",
+        "--hostname",
+        "h",
+        "-v",
+        &volume,
+        "busybox",
+        "sh",
+        "-c",
+        script,
+    ];
+    std::os::unix::fs::chown(&data, Some(5), Some(5)).unwrap();
+    assert_eq!(ok(&node, &options), "1 5 /tmp h\n");
+    assert!(node.path("data/made").exists());
+    node.finish();
+}
+
+#[test]
+fn a_detached_container_is_listed_asked_stopped_and_removed() {
+    let node = start();
+    ok(&node, &["run", "-d", "--name", "web", "busybox", "sh", "-c", "echo started; exec sleep 1000"]);
+    let listed = json(&node, &["ps"]);
+    assert_eq!(
+        (listed.as_array().unwrap().len(), &listed[0]["name"], &listed[0]["image"]),
+        (1, &"web".into(), &"busybox".into())
+    );
+    assert!(ok(&node, &["ps"]).contains("web"));
+    assert_eq!(json(&node, &["pods"]).as_array().unwrap().len(), 1);
+    assert_eq!(ok(&node, &["logs", "web"]), "started\n");
+    assert_eq!(ok(&node, &["exec", "web", "echo", "inside"]), "inside\n");
+    assert_eq!(aril(&node, &["exec", "web", "sh", "-c", "exit 9"]).status.code(), Some(9));
+    assert!(json(&node, &["inspect", "web"]).to_string().contains("web"));
+    ok(&node, &["stop", "web"]);
+    assert!(json(&node, &["ps"]).as_array().unwrap().is_empty());
+    assert_eq!(json(&node, &["ps", "--all"]).as_array().unwrap().len(), 1);
+    ok(&node, &["rm", "web"]);
+    assert!(node.pod_ids().is_empty() && node.container_ids().is_empty());
+    node.finish();
+}
+
+#[test]
+fn logs_are_followed_to_the_end() {
+    let node = start();
+    ok(&node, &["run", "-d", "--name", "talk", "busybox", "sh", "-c", "for i in 1 2 3 4; do echo $i; sleep 0.2; done"]);
+    assert_eq!(ok(&node, &["logs", "-f", "talk"]), "1\n2\n3\n4\n");
+    assert_eq!(ok(&node, &["logs", "-n", "2", "talk"]), "3\n4\n");
+    ok(&node, &["rm", "talk"]);
+    node.finish();
+}
+
+#[test]
+fn images_are_listed_and_removed() {
+    let node = start();
+    let path = crate::support::fixture("scratch").display().to_string();
+    ok(&node, &["image", "import", &path]);
+    assert!(ok(&node, &["image", "ls"]).contains("scratch-probe"));
+    assert_eq!(json(&node, &["image", "ls"]).as_array().unwrap().len(), 3);
+    ok(&node, &["image", "rm", "scratch-probe"]);
+    assert_eq!(json(&node, &["image", "ls"]).as_array().unwrap().len(), 2);
+    let missing = aril(&node, &["image", "import", "/no/such/archive.tar"]);
+    assert!(!missing.status.success() && text(&missing.stderr).contains("/no/such/archive.tar"));
+    node.finish();
+}
+
+#[test]
+fn it_tells_what_it_is_and_what_the_machine_offers() {
+    let node = start();
+    assert!(ok(&node, &["version"]).contains(env!("CARGO_PKG_VERSION")));
+    assert!(json(&node, &["info"]).to_string().contains(&node.path("root").display().to_string()));
+    let doctor = aril(&node, &["doctor"]);
+    assert!(text(&doctor.stdout).to_lowercase().contains("cgroup"), "{}", text(&doctor.stdout));
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(ok(&node, &["completion", shell]).contains("aril"));
+    }
+    node.finish();
+}
+
+#[test]
+fn without_a_daemon_it_says_how_to_start_one() {
+    let node = start();
+    node.kill_daemon();
+    for arguments in [&["ps"][..], &["logs", "x"], &["image", "ls"]] {
+        let output = aril(&node, arguments);
+        let told = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{told}");
+        assert!(told.contains("aril serve") && told.contains("aril.sock") && told.lines().count() == 1, "{told}");
+    }
+    node.finish();
+}
+
+/// The command with root, state and socket of the node: it may bring a daemon up.
+fn with_places(node: &TestNode, arguments: &[&str]) -> Command {
+    let mut command = node.aril(["--root"]);
+    command.arg(node.path("root")).arg("--state").arg(node.path("state")).args(arguments);
+    command
+}
+
+#[test]
+fn run_brings_a_daemon_up_for_as_long_as_its_pods_live() {
+    let node = start();
+    assert!(node.stop_daemon().success());
+    let output = with_places(&node, &["run", "-d", "--name", "alone", "busybox", "sleep", "1000"]).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let info = with_places(&node, &["info", "--output", "json"]).output().unwrap();
+    let info: Value = serde_json::from_slice(&info.stdout).unwrap();
+    let daemon = i32::try_from(info["pid"].as_i64().unwrap()).unwrap();
+    assert!(process_alive(daemon));
+    assert!(with_places(&node, &["rm", "--force", "alone"]).status().unwrap().success());
+    wait_for("the end of a daemon without pods", PATIENCE, || (!process_alive(daemon)).then_some(()));
+    node.finish();
+}
+
+#[test]
+fn an_interrupted_run_passes_the_signal_on() {
+    let node = start();
+    let mut command = node.aril(["run", "--rm", "probe", "term", "3"]);
+    let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    wait_for("its process", PATIENCE, || (pids_in_cgroup(&node.cgroup_parent()).len() == 1).then_some(()));
+    let mut first = [0; 6];
+    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut first).unwrap();
+    kill(i32::try_from(child.id()).unwrap(), Signal::SIGTERM);
+    let status = wait_for("the end of aril run", PATIENCE, || child.try_wait().unwrap());
+    assert_eq!(status.code(), Some(3));
+    assert!(node.pod_ids().is_empty());
+    node.finish();
+}

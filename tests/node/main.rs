@@ -1,0 +1,26 @@
+//! The daemon, its shims and the kernel together, through CRI.
+//!
+//! Each test has a node of its own ([`support::TestNode`]) and ends with `finish`, which fails on any process,
+//! mount, cgroup, file or descriptor left behind. Needs root; `SKIP_ROOT=1` skips the suite and says so.
+
+// The helpers of tests are tests too; and `assert_eq!(ids, [id.clone()])` reads as what it means.
+#![allow(clippy::unwrap_used, clippy::cloned_ref_to_slice_refs)]
+
+#[path = "../support/mod.rs"]
+#[allow(dead_code, unused_imports)]
+mod support;
+
+mod bad_input;
+mod cli;
+mod exec;
+mod hostile;
+mod images;
+mod lifecycle;
+mod logs;
+mod mounts;
+mod namespaces;
+mod process;
+mod resources;
+mod restart;
+mod security;
+mod speed;
