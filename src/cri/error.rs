@@ -3,46 +3,22 @@
 use tonic::{Code, Status};
 
 use crate::image::{ImageError, StoreError, UnpackError};
-use crate::node::spec::Kind as SpecKind;
-use crate::node::{NodeError, ShimErrorKind as ShimKind, WireError, chain};
+use crate::node::{ErrorKind, NodeError, chain};
 
 /// The answer to a request that failed: a code and one sentence with all causes.
 pub(super) fn status(error: &NodeError) -> Status {
-    let code = match error {
-        NodeError::NoSandbox(_) | NodeError::NoContainer(_) | NodeError::NoImage(_) => Code::NotFound,
-        NodeError::Ambiguous { .. } | NodeError::Invalid { .. } | NodeError::Compile(_) => Code::InvalidArgument,
-        NodeError::Unsupported { .. } => Code::Unimplemented,
-        NodeError::Spec(e) => match e.kind() {
-            SpecKind::InvalidArgument => Code::InvalidArgument,
-            SpecKind::Unimplemented => Code::Unimplemented,
-        },
-        NodeError::Exists { .. } => Code::AlreadyExists,
-        NodeError::Refused { .. } => Code::FailedPrecondition,
-        NodeError::Store(e) if e.is_full() => Code::ResourceExhausted,
-        NodeError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => Code::ResourceExhausted,
-        NodeError::Store(_) | NodeError::Io { .. } => Code::Internal,
-        NodeError::Images(e) => store_code(e),
-        NodeError::Shim { source, .. } => shim_code(source),
-        NodeError::Deadline { .. } => Code::DeadlineExceeded,
-        NodeError::Gone { .. } => Code::Unavailable,
+    let code = match error.kind() {
+        ErrorKind::NotFound => Code::NotFound,
+        ErrorKind::Invalid => Code::InvalidArgument,
+        ErrorKind::Unsupported => Code::Unimplemented,
+        ErrorKind::Exists => Code::AlreadyExists,
+        ErrorKind::Refused => Code::FailedPrecondition,
+        ErrorKind::NoSpace => Code::ResourceExhausted,
+        ErrorKind::Deadline => Code::DeadlineExceeded,
+        ErrorKind::Unavailable => Code::Unavailable,
+        ErrorKind::Internal => Code::Internal,
     };
     Status::new(code, chain(error))
-}
-
-fn shim_code(error: &WireError) -> Code {
-    match error {
-        WireError::Gone => Code::Unavailable,
-        WireError::Shim { kind, .. } => match kind {
-            ShimKind::Internal => Code::Internal,
-            ShimKind::NotFound => Code::NotFound,
-            ShimKind::Refused => Code::FailedPrecondition,
-            ShimKind::Invalid => Code::InvalidArgument,
-            ShimKind::Deadline => Code::DeadlineExceeded,
-            ShimKind::NoSpace => Code::ResourceExhausted,
-            ShimKind::Unsupported => Code::Unimplemented,
-        },
-        _ => Code::Internal,
-    }
 }
 
 /// An image that could not be imported. These errors tell their causes themselves.
@@ -84,20 +60,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_cause_is_told_in_one_sentence() {
-        let source = WireError::Shim {
-            kind: ShimKind::Refused,
-            step: "exec".into(),
-            errno: 2,
-            message: "exec \"/x\": ENOENT, is it in the image?".into(),
-        };
-        let error = NodeError::Shim { step: "start container", object: "abc".into(), source };
-        let status = status(&error);
-        assert_eq!(status.code(), Code::FailedPrecondition);
-        assert_eq!(status.message(), "start container of abc: exec \"/x\": ENOENT, is it in the image?");
-    }
-
-    #[test]
     fn codes_are_those_clients_know() {
         let cases = [
             (NodeError::NoContainer("x".into()), Code::NotFound),
@@ -111,7 +73,7 @@ mod tests {
                 NodeError::Deadline { step: "kill", object: "x".into(), limit: std::time::Duration::ZERO, hint: "" },
                 Code::DeadlineExceeded,
             ),
-            (NodeError::Shim { step: "s", object: "x".into(), source: WireError::Gone }, Code::Unavailable),
+            (NodeError::Gone { object: "sandbox", id: "x".into() }, Code::Unavailable),
         ];
         for (error, code) in cases {
             assert_eq!(status(&error).code(), code, "{error}");

@@ -21,6 +21,9 @@ use crate::wire::client::Shim;
 /// Handlers there are: the default has no name, or the runtime's.
 const HANDLERS: [&str; 2] = ["", "aril"];
 
+/// How often a name is asked for that others keep taking and giving back.
+const ROUNDS: usize = 100;
+
 /// Several callers may get the same error.
 type Result<T> = std::result::Result<T, Arc<NodeError>>;
 
@@ -39,7 +42,8 @@ impl Node {
         let id = self.new_sandbox_id()?;
         let plan = spec::sandbox_plan(&id, &config, &self.defaults).map_err(NodeError::from)?;
         let name = sandbox_name(&config);
-        loop {
+        // Each round means that a sandbox of this name went away meanwhile.
+        for _ in 0..ROUNDS {
             let (reply, answer) = oneshot::channel();
             match self.index.reserve(&name, &id) {
                 Reservation::New(commands) => {
@@ -64,11 +68,11 @@ impl Node {
                     if let Ok(result) = answer.await {
                         return result;
                     }
-                    // That one went away meanwhile: its name is free, or about to be.
                     tokio::task::yield_now().await;
                 }
             }
         }
+        Err(gone("sandbox", &name))
     }
 
     /// Ends all that runs in a sandbox. An unknown one is stopped.
@@ -204,7 +208,7 @@ impl Node {
     pub async fn reopen_log(&self, id: &str) -> Result<()> {
         let (container, shim) = self.running(id, "reopen its log")?;
         let reopened = shim.reopen_log(container.id.as_str()).await;
-        reopened.map_err(|e| NodeError::shim("reopen log", container.id.short())(e).into())
+        reopened.map_err(|e| NodeError::shim("reopen the log of container", container.id.short())(e).into())
     }
 
     /// One container.

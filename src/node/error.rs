@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::spec::SpecError;
+use super::spec::{self, SpecError};
 use super::store::StoreError;
 use crate::compile::CompileError;
 use crate::wire::client::WireError;
@@ -38,14 +38,6 @@ pub enum NodeError {
         field: &'static str,
         /// What is wrong with it.
         problem: String,
-    },
-    /// Something this runtime does not do.
-    #[error("{what} is not supported: {instead}")]
-    Unsupported {
-        /// What was asked for.
-        what: String,
-        /// What to do.
-        instead: &'static str,
     },
     /// The name is taken by something else.
     #[error("{object} {name} exists already ({id}), {difference}: remove it or ask for another attempt")]
@@ -81,7 +73,7 @@ pub enum NodeError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The shim refused or failed.
-    #[error("{step} of {object}")]
+    #[error("{step} {object}")]
     Shim {
         /// What was to be done ("create container").
         step: &'static str,
@@ -91,7 +83,7 @@ pub enum NodeError {
         source: WireError,
     },
     /// Something took too long.
-    #[error("{step} of {object} took longer than {}s{hint}", limit.as_secs_f64())]
+    #[error("{step} {object} took longer than {}s{hint}", limit.as_secs_f64())]
     Deadline {
         /// What was under way.
         step: &'static str,
@@ -128,7 +120,51 @@ pub enum NodeError {
 /// Said when a killed process does not die.
 pub(super) const STUCK: &str = ": a process of it hangs in the kernel (state D), often on a dead network filesystem";
 
+/// What sort of failure it is, whatever failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// There is no such object.
+    NotFound,
+    /// The request can never be right.
+    Invalid,
+    /// This runtime does not do that.
+    Unsupported,
+    /// There is another object of this name.
+    Exists,
+    /// The object's state does not allow it.
+    Refused,
+    /// The disk is full.
+    NoSpace,
+    /// It took too long.
+    Deadline,
+    /// What should have done it went away; asking again may help.
+    Unavailable,
+    /// Anything else.
+    Internal,
+}
+
 impl NodeError {
+    /// What sort of failure it is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NoSandbox(_) | Self::NoContainer(_) | Self::NoImage(_) => ErrorKind::NotFound,
+            Self::Ambiguous { .. } | Self::Invalid { .. } | Self::Compile(_) => ErrorKind::Invalid,
+            Self::Spec(e) => match e.kind() {
+                spec::Kind::InvalidArgument => ErrorKind::Invalid,
+                spec::Kind::Unimplemented => ErrorKind::Unsupported,
+            },
+            Self::Exists { .. } => ErrorKind::Exists,
+            Self::Refused { .. } => ErrorKind::Refused,
+            Self::Store(e) if e.is_full() => ErrorKind::NoSpace,
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => ErrorKind::NoSpace,
+            Self::Store(_) | Self::Io { .. } | Self::Images(_) => ErrorKind::Internal,
+            Self::Shim { source, .. } => shim_kind(source),
+            Self::Deadline { .. } => ErrorKind::Deadline,
+            Self::Gone { .. } => ErrorKind::Unavailable,
+        }
+    }
+
     pub(super) fn shim(step: &'static str, object: impl ToString) -> impl FnOnce(WireError) -> Self {
         let object = object.to_string();
         move |source| Self::Shim { step, object, source }
@@ -141,5 +177,44 @@ impl NodeError {
 
     pub(super) fn invalid(field: &'static str, problem: impl Into<String>) -> Self {
         Self::Invalid { field, problem: problem.into() }
+    }
+}
+
+fn shim_kind(error: &WireError) -> ErrorKind {
+    use crate::wire::pb::error::Kind;
+    match (error, error.kind()) {
+        (WireError::Gone, _) => ErrorKind::Unavailable,
+        (_, Some(Kind::NotFound)) => ErrorKind::NotFound,
+        (_, Some(Kind::Refused)) => ErrorKind::Refused,
+        (_, Some(Kind::Invalid)) => ErrorKind::Invalid,
+        (_, Some(Kind::Deadline)) => ErrorKind::Deadline,
+        (_, Some(Kind::NoSpace)) => ErrorKind::NoSpace,
+        (_, Some(Kind::Unsupported)) => ErrorKind::Unsupported,
+        (_, Some(Kind::Internal) | None) => ErrorKind::Internal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::chain;
+    use super::*;
+    use crate::wire::pb::error::Kind;
+
+    #[test]
+    fn every_cause_is_told_in_one_sentence() {
+        let message = "exec \"/x\": ENOENT, is it in the image?".into();
+        let source = WireError::Shim { kind: Kind::Refused, step: "exec".into(), errno: 2, message };
+        let error = NodeError::shim("start container", "abc")(source);
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        assert_eq!(chain(&error), "start container abc: exec \"/x\": ENOENT, is it in the image?");
+    }
+
+    #[test]
+    fn a_full_disk_and_a_lost_shim_are_told_apart() {
+        let full = || io::Error::from_raw_os_error(28);
+        assert_eq!(NodeError::io("write", "/x")(full()).kind(), ErrorKind::NoSpace);
+        let store = StoreError::Io { step: "write", path: "/x".into(), source: full() };
+        assert_eq!(NodeError::Store(store).kind(), ErrorKind::NoSpace);
+        assert_eq!(NodeError::shim("start container", "abc")(WireError::Gone).kind(), ErrorKind::Unavailable);
     }
 }

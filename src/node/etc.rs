@@ -1,6 +1,13 @@
-//! The three files of `/etc` every container of a pod sees: pure text.
+//! The three files of `/etc` every container of a pod sees.
 
+use std::fs::{File, OpenOptions, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+use super::error::NodeError;
 use crate::api::cri;
+use crate::plan;
 
 /// `/etc/resolv.conf` from the pod's DNS config; none means the host's own.
 ///
@@ -37,6 +44,45 @@ pub fn hosts(hostname: &str) -> String {
         text += &format!("127.0.1.1\t{hostname}\n");
     }
     text
+}
+
+/// The files of `/etc` all containers of the pod see.
+///
+/// # Errors
+/// [`NodeError::Io`] if a file of the host cannot be read or one of the pod's not written.
+pub(super) fn write(dir: &Path, config: &cri::PodSandboxConfig, plan: &plan::Sandbox) -> Result<(), NodeError> {
+    let hostname = if plan.hostname.is_empty() { host_name() } else { plan.hostname.clone() };
+    // On the host's network the host's names hold.
+    let hosts = if plan.new_net { hosts(&hostname).into_bytes() } else { host_file("/etc/hosts")? };
+    let resolv = match &config.dns_config {
+        Some(dns) if has_dns(Some(dns)) => resolv_conf(dns).into_bytes(),
+        _ => host_file("/etc/resolv.conf")?,
+    };
+    for (name, bytes) in [("hosts", hosts), ("hostname", format!("{hostname}\n").into_bytes()), ("resolv.conf", resolv)]
+    {
+        let path = dir.join(name);
+        write_public(&path, &bytes).map_err(NodeError::io("write", &path))?;
+    }
+    Ok(())
+}
+
+fn host_name() -> String {
+    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "localhost".to_owned())
+}
+
+/// A file of the host's; empty if it has none.
+fn host_file(path: &str) -> Result<Vec<u8>, NodeError> {
+    match std::fs::read(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        result => result.map_err(NodeError::io("read", path)),
+    }
+}
+
+/// Readable by whatever user a container runs as, whatever our own umask.
+fn write_public(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file: File = OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(path)?;
+    file.set_permissions(Permissions::from_mode(0o644))?;
+    file.write_all(bytes)
 }
 
 #[cfg(test)]

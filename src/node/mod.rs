@@ -39,12 +39,13 @@ pub mod state;
 mod store;
 mod stream;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-pub use self::error::NodeError;
+pub use self::error::{ErrorKind, NodeError};
 pub use self::exec::{Attachment, ExecOutput, OUTPUT_LIMIT_BYTES, Resizer, Session, SessionConfig};
 pub use self::machine::{cgroup_version, recursive_read_only};
 pub use self::pod::chain;
@@ -53,8 +54,6 @@ pub use self::settings::Settings;
 pub use self::store::StoreError;
 pub use self::stream::{CHUNK_BYTES, Stream};
 // Part of what node gives and takes, so that those above need not know the wire.
-pub use crate::wire::client::WireError;
-pub use crate::wire::pb::error::Kind as ShimErrorKind;
 pub use crate::wire::session::Streams;
 
 use self::index::Index;
@@ -76,6 +75,7 @@ pub struct Node {
     random: File,
     started_at: Nanos,
     pod_cidr: Mutex<String>,
+    warned: Mutex<BTreeSet<String>>,
 }
 
 impl Node {
@@ -101,6 +101,7 @@ impl Node {
             random,
             started_at: now(),
             pod_cidr: Mutex::default(),
+            warned: Mutex::default(),
         });
         recover::recover(&node).await?;
         Ok(node)
@@ -139,6 +140,12 @@ impl Node {
     #[must_use]
     pub fn pod_cidr(&self) -> String {
         self.pod_cidr.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether a warning has not been logged since this daemon started. Past a thousand all are old.
+    fn is_new_warning(&self, warning: &str) -> bool {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        warned.len() < 1000 && warned.insert(warning.to_owned())
     }
 
     fn new_sandbox_id(&self) -> Result<SandboxId, NodeError> {

@@ -127,10 +127,10 @@ async fn connect(node: &Node, id: &SandboxId) -> Result<(Shim, Events, pb::State
         if state.setup { Ok((shim, events, state)) } else { Err(WireError::Gone) }
     };
     match timeout(ANSWER_DEADLINE, ask).await {
-        Ok(result) => result.map_err(NodeError::shim("reach shim", id.short())),
+        Ok(result) => result.map_err(NodeError::shim("reach the shim of sandbox", id.short())),
         Err(_) => {
             let object = id.short().to_owned();
-            Err(NodeError::Deadline { step: "reach shim", object, limit: ANSWER_DEADLINE, hint: "" })
+            Err(NodeError::Deadline { step: "reach the shim of sandbox", object, limit: ANSWER_DEADLINE, hint: "" })
         }
     }
 }
@@ -200,7 +200,9 @@ async fn bury(
     containers: Vec<ContainerRecord>,
 ) -> Vec<ContainerRecord> {
     let message = "its shim was gone when the daemon started".to_owned();
-    warn!(sandbox = %sandbox.id, "the shim is gone, killing what is left of the pod");
+    if sandbox.state.is_ready() {
+        warn!(sandbox = %sandbox.id, "the shim is gone, killing what is left of the pod");
+    }
     let cleaned = clean_up(node, &sandbox.id).await;
     let exits = read_exits(node, &sandbox.id);
     let mut containers = undo_half_made(node, None, containers).await;
@@ -224,8 +226,7 @@ async fn bury(
 async fn bury_rest(node: &Arc<Node>, sandbox: &SandboxRecord, containers: &mut Vec<ContainerRecord>) {
     let run_dir = node.settings.run(&sandbox.id);
     if run_dir.exists() {
-        let shim = Shim::connect(&run_dir).await.ok().map(|(shim, _)| shim);
-        let ended = shut_down(node, &sandbox.id, shim.as_ref()).await.map(drop);
+        let ended = shut_down(node, &sandbox.id, None).await.map(drop);
         erase_run_dir(node, &sandbox.id, ended);
     }
     *containers = undo_half_made(node, None, std::mem::take(containers)).await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tracing::{debug, error, info, warn};
 
-use super::sandbox::limited;
+use super::ending::limited;
 use super::stop::Stop;
 use super::{Done, KILL_DEADLINE, Pod, Reply, answer, answer_all, chain};
 use crate::api::cri;
@@ -164,9 +164,15 @@ impl Pod {
         match &mut entry.doing {
             Doing::Removing(waiters) => return waiters.push(reply),
             Doing::Nothing => {}
-            Doing::Creating(_) | Doing::Starting(_) => {
-                let operation = "remove it while it is being created or started; try again";
+            Doing::Starting(starters) => {
+                let (id, state) = (id.short().to_owned(), "being removed");
+                let refused = NodeError::Refused { object: "container", id, state, operation: "start it" };
+                answer_all(starters, Err(&Arc::new(refused)));
+            }
+            // Nobody knows its id yet.
+            Doing::Creating(_) => {
                 let (id, state) = (id.short().to_owned(), entry.record.state.name());
+                let operation = "remove it";
                 return answer(reply, Err(NodeError::Refused { object: "container", id, state, operation }));
             }
         }

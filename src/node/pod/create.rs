@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout};
 use tracing::{debug, info, warn};
 
 use super::container::{Doing, Entry, erase};
-use super::sandbox::limited;
+use super::ending::limited;
 use super::{Done, KILL_DEADLINE, Pod, Reply, answer, answer_all, chain};
 use crate::api::cri;
 use crate::compile::compile;

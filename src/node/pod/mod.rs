@@ -8,6 +8,7 @@
 
 mod container;
 mod create;
+mod ending;
 mod ops;
 mod sandbox;
 mod stop;
@@ -22,8 +23,9 @@ use tracing::{error, warn};
 
 use self::container::{Entry, Removed, Started, Updated};
 use self::create::Creation;
+use self::ending::Exits;
 use self::ops::Ops;
-use self::sandbox::{Exits, SetUp};
+use self::sandbox::SetUp;
 use super::Node;
 use super::error::NodeError;
 use super::record::SandboxRecord;
@@ -35,7 +37,7 @@ use crate::wire::client::{Events, Shim};
 use crate::wire::pb;
 
 pub(super) use self::container::Entry as ContainerEntry;
-pub(super) use self::sandbox::{clean_up, read_exits, shut_down, tear_down};
+pub(super) use self::ending::{clean_up, read_exits, shut_down, tear_down};
 
 /// How long killed processes may take to be gone.
 const KILL_DEADLINE: Duration = Duration::from_secs(30);

@@ -1,36 +1,27 @@
 //! The sandbox's own life: set up, stop, loss, removal.
 
-use std::collections::HashMap;
-use std::fs::{File, OpenOptions, Permissions};
-use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
-use super::{Doing, Done, KILL_DEADLINE, Pod, Reply, answer, answer_all, chain};
+use super::ending::{Exits, clean_up, limited, read_exits, shut_down, tear_down, wait_for_end};
+use super::{Doing, Done, Pod, Reply, answer, answer_all, chain};
 use crate::api::cri;
 use crate::disk;
 use crate::id::{ContainerId, SandboxId};
-use crate::node::error::{NodeError, STUCK};
+use crate::node::error::NodeError;
 use crate::node::record::SandboxRecord;
 use crate::node::state::{ContainerEvent, SandboxEvent, SandboxState};
 use crate::node::{Node, etc, now};
 use crate::plan;
-use crate::wire::client::{Events, Shim, WireError};
+use crate::wire::client::{Events, Shim};
 use crate::wire::pb;
 
 /// How long the kernel work of a sandbox may take.
 const SET_UP_DEADLINE: Duration = Duration::from_secs(60);
-/// How long a shim that said goodbye may take to be gone.
-const GOODBYE_DEADLINE: Duration = Duration::from_secs(2);
-
-/// Exit records found on disk, by container.
-pub(in crate::node) type Exits = HashMap<ContainerId, ContainerEvent>;
 
 /// A sandbox that stands.
 #[derive(Debug)]
@@ -259,13 +250,6 @@ impl Pod {
     }
 }
 
-async fn wait_for_end(mut events: Events) {
-    let end = async { while events.recv().await.is_some() {} };
-    if timeout(GOODBYE_DEADLINE, end).await.is_err() {
-        warn!("a shim that was told to end is still there");
-    }
-}
-
 /// Makes a sandbox, or undoes what was made of it.
 async fn set_up(node: Arc<Node>, record: SandboxRecord, plan: &plan::Sandbox) -> Result<SetUp, SetUpFailed> {
     let id = record.id.clone();
@@ -290,9 +274,9 @@ async fn try_set_up(
     let persisted = begun.elapsed();
 
     // The shim starts while the files are written.
-    let write_files = async { write_etc(&node.settings.etc(&record.id), &record.config, plan) };
+    let write_files = async { etc::write(&node.settings.etc(&record.id), &record.config, plan) };
     let (spawned, files) = tokio::join!(Shim::spawn(&node.spawner, &run_dir), write_files);
-    let (shim, events) = spawned.map_err(NodeError::shim("spawn shim", record.id.short()))?;
+    let (shim, events) = spawned.map_err(NodeError::shim("spawn the shim of sandbox", record.id.short()))?;
     *undo = Some(shim.clone());
     files?;
     let spawned = begun.elapsed();
@@ -306,153 +290,14 @@ async fn try_set_up(
     };
     let reply = limited("set up sandbox", record.id.short(), SET_UP_DEADLINE, shim.setup_sandbox(request)).await?;
     for warning in &reply.warnings {
-        warn!(sandbox = %record.id, "{warning}");
+        // What a machine cannot do it cannot do for any pod: said once, and kept in every record.
+        if node.is_new_warning(warning) {
+            warn!(sandbox = %record.id, "{warning}");
+        }
     }
     record.warnings = reply.warnings;
     record.state = SandboxState::Ready;
     node.store.save_sandbox(&record)?;
     debug!(sandbox = %record.id, ?persisted, ?spawned, elapsed = ?begun.elapsed(), "sandbox set up");
     Ok(SetUp { record, shim, events })
-}
-
-/// A call to a shim with a deadline.
-pub(super) async fn limited<T>(
-    step: &'static str,
-    object: &str,
-    limit: Duration,
-    call: impl Future<Output = Result<T, WireError>>,
-) -> Result<T, NodeError> {
-    match timeout(limit, call).await {
-        Ok(result) => result.map_err(NodeError::shim(step, object)),
-        Err(_) => Err(NodeError::Deadline { step, object: object.to_owned(), limit, hint: STUCK }),
-    }
-}
-
-/// Ends all that runs in the pod. Returns how its containers ended.
-pub(in crate::node) async fn shut_down(node: &Node, id: &SandboxId, shim: Option<&Shim>) -> Result<Exits, NodeError> {
-    let gone = match shim {
-        None => true,
-        Some(shim) => {
-            let request = pb::request::Body::Shutdown(pb::Shutdown {});
-            match timeout(KILL_DEADLINE, shim.call(request, Vec::new())).await {
-                Ok(Ok(_)) => false,
-                Ok(Err(WireError::Gone)) => true,
-                Ok(Err(e)) => return Err(NodeError::shim("stop sandbox", id.short())(e)),
-                Err(_) => {
-                    let object = id.short().to_owned();
-                    return Err(NodeError::Deadline { step: "stop", object, limit: KILL_DEADLINE, hint: STUCK });
-                }
-            }
-        }
-    };
-    if gone {
-        clean_up(node, id).await?;
-    }
-    Ok(read_exits(node, id))
-}
-
-/// Removes all of a sandbox, whatever there is of it: processes, cgroups, files, its record last.
-/// Repeating it is fine.
-pub(in crate::node) async fn tear_down(node: &Arc<Node>, id: &SandboxId, shim: Option<&Shim>) -> Result<(), NodeError> {
-    let run_dir = node.settings.run(id);
-    if run_dir.exists() {
-        // One that cannot be talked to is left to the cleanup.
-        let found = match shim {
-            Some(shim) => Some(shim.clone()),
-            None => Shim::connect(&run_dir).await.ok().map(|(shim, _)| shim),
-        };
-        shut_down(node, id, found.as_ref()).await?;
-    }
-    let (node, id) = (Arc::clone(node), id.clone());
-    let erase = tokio::task::spawn_blocking(move || node.store.erase_sandbox(&id).map_err(NodeError::from));
-    erase.await.unwrap_or_else(|e| {
-        let source = io::Error::other(e);
-        Err(NodeError::Io { step: "remove", path: "sandbox".into(), source })
-    })
-}
-
-/// Has the cgroups of a pod without a shim killed and removed.
-pub(in crate::node) async fn clean_up(node: &Node, id: &SandboxId) -> Result<(), NodeError> {
-    let run_dir = node.settings.run(id);
-    if !run_dir.exists() {
-        return Ok(());
-    }
-    let program = &node.settings.shim;
-    let mut command = tokio::process::Command::new(program);
-    command.arg("cleanup").arg(&run_dir).env_clear().current_dir("/").kill_on_drop(true);
-    command.stdin(std::process::Stdio::null());
-    let Ok(output) = timeout(KILL_DEADLINE, command.output()).await else {
-        let object = id.short().to_owned();
-        return Err(NodeError::Deadline { step: "clean up", object, limit: KILL_DEADLINE, hint: STUCK });
-    };
-    let output = output.map_err(NodeError::io("run", program))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let source = io::Error::other(format!("{}: {}", output.status, said.trim()));
-    Err(NodeError::Io { step: "clean up", path: run_dir, source })
-}
-
-/// The exit records the shim left, as events.
-pub(in crate::node) fn read_exits(node: &Node, id: &SandboxId) -> Exits {
-    #[derive(serde::Deserialize)]
-    struct Record {
-        code: i32,
-        finished_at: i64,
-        #[serde(default)]
-        oom_killed: bool,
-    }
-    let Ok(list) = std::fs::read_dir(node.settings.exits(id)) else { return Exits::new() };
-    let read = |entry: std::fs::DirEntry| {
-        let name = entry.file_name().into_string().ok()?;
-        let container = name.strip_suffix(".json")?.parse::<ContainerId>().ok()?;
-        let bytes = std::fs::read(entry.path()).ok()?;
-        match serde_json::from_slice::<Record>(&bytes) {
-            Ok(Record { code, finished_at: at, oom_killed }) => {
-                Some((container, ContainerEvent::Exited { code, at, oom_killed }))
-            }
-            Err(e) => {
-                warn!(sandbox = %id, %container, error = %e, "exit record not readable");
-                None
-            }
-        }
-    };
-    list.flatten().filter_map(read).collect()
-}
-
-/// The files of `/etc` all containers of the pod see.
-fn write_etc(dir: &Path, config: &cri::PodSandboxConfig, plan: &plan::Sandbox) -> Result<(), NodeError> {
-    let hostname = if plan.hostname.is_empty() { host_name() } else { plan.hostname.clone() };
-    // On the host's network the host's names hold.
-    let hosts = if plan.new_net { etc::hosts(&hostname).into_bytes() } else { host_file("/etc/hosts")? };
-    let resolv = match &config.dns_config {
-        Some(dns) if etc::has_dns(Some(dns)) => etc::resolv_conf(dns).into_bytes(),
-        _ => host_file("/etc/resolv.conf")?,
-    };
-    for (name, bytes) in [("hosts", hosts), ("hostname", format!("{hostname}\n").into_bytes()), ("resolv.conf", resolv)]
-    {
-        let path = dir.join(name);
-        write_public(&path, &bytes).map_err(NodeError::io("write", &path))?;
-    }
-    Ok(())
-}
-
-fn host_name() -> String {
-    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "localhost".to_owned())
-}
-
-/// A file of the host's; empty if it has none.
-fn host_file(path: &str) -> Result<Vec<u8>, NodeError> {
-    match std::fs::read(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        result => result.map_err(NodeError::io("read", path)),
-    }
-}
-
-/// Readable by whatever user a container runs as, whatever our own umask.
-fn write_public(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file: File = OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(path)?;
-    file.set_permissions(Permissions::from_mode(0o644))?;
-    file.write_all(bytes)
 }

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::container::Doing;
-use super::sandbox::limited;
+use super::ending::limited;
 use super::{Done, KILL_DEADLINE, Pod, Reply, answer, answer_all};
 use crate::id::ContainerId;
 use crate::node::error::{NodeError, STUCK};
@@ -153,7 +153,7 @@ impl Pod {
                 self.send_signal(&id, SIGKILL, true);
             } else {
                 let object = id.short().to_owned();
-                let error = NodeError::Deadline { step: "kill", object, limit: KILL_DEADLINE, hint: STUCK };
+                let error = NodeError::Deadline { step: "kill container", object, limit: KILL_DEADLINE, hint: STUCK };
                 self.fail_stop(&id, error);
             }
         }
