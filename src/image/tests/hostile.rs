@@ -340,7 +340,8 @@ fn a_full_disk_gives_one_sentence_and_its_space_back() {
         for reserve_bytes in [0, 1 << 20] {
             let limits = Limits { reserve_bytes, ..Limits::default() };
             let store = Store::with_limits(dir.path(), limits).unwrap();
-            let noise: Vec<u8> = (0..40 << 20_u32).map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+            let noise: Vec<u8> =
+                (0..40 << 20_u32).map(|i: u32| i.wrapping_mul(2_654_435_761).to_le_bytes()[2]).collect();
             let layout = Layout::of(vec![Layer::new().file("small", b"x").file("big", &noise).compressed("zstd")]);
             let reason = store.import(layout.tar().path(), None).unwrap_err().to_string();
             says(&reason, "no space is left below");
