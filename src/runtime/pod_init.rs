@@ -17,7 +17,7 @@ use crate::plan::init_report::Body;
 use crate::plan::namespaces::Source;
 use crate::plan::{self, Failure, Ready};
 use crate::sys::mount::{FsContext, attr};
-use crate::sys::process::{Cloned, cloexec_from, exit_now, set_stdio};
+use crate::sys::process::{Cloned, close_all_but, exit_now, set_stdio};
 use crate::sys::socket;
 
 /// A pod's init process.
@@ -72,7 +72,9 @@ fn run(pod: &Pod, entry: &Entry, channel: &OwnedFd) -> ! {
         Err(e) => Body::Failure(Failure { step: String::new(), errno: e.errno as i32, message: e.to_string() }),
     };
     let failed = matches!(report, Body::Failure(_));
-    if init::report(channel.as_fd(), report, None).is_err() || failed {
+    // It never executes anything, so nothing would be closed for it.
+    let closed = close_all_but(channel.as_fd()).is_ok();
+    if init::report(channel.as_fd(), report, None).is_err() || failed || !closed {
         exit_now(1);
     }
     reap_for_ever()
@@ -97,8 +99,7 @@ fn shut_in(pod: &Pod, entry: &Entry) -> Result<(), StepError> {
     rootfs::pivot(root.as_fd())?;
     let nobody = plan::ResolvedUser { uid: 0, gid: 0, groups: Vec::new(), home: String::new() };
     credentials::assume(&plan::Process { no_new_privs: true, ..Default::default() }, &nobody)?;
-    SigSet::all().thread_set_mask().doing(|| "block signals".to_owned())?;
-    cloexec_from(3).doing(|| "mark descriptors close-on-exec".to_owned())
+    SigSet::all().thread_set_mask().doing(|| "block signals".to_owned())
 }
 
 /// The kernel ends this process, and with it the namespace, by `SIGKILL` from outside; no other signal reaches it.

@@ -26,7 +26,7 @@ use crate::plan::mount::Kind;
 use crate::plan::namespaces::Source;
 use crate::plan::{self, Failure, Ready, StepTime};
 use crate::sys::net::loopback_up;
-use crate::sys::process::exit_now;
+use crate::sys::process::{close_all_but, exit_now};
 
 /// What the steps hand on.
 pub(super) struct Context<'a> {
@@ -112,8 +112,10 @@ impl<'a> Context<'a> {
         if init::report(self.channel.as_fd(), Body::Ready(ready), pty).is_err() {
             exit_now(1);
         }
-        // Only the shim may keep the master, or the session would never see its end.
-        self.terminal = None;
+        // It may wait for long: no pipe, socket or terminal of the shim may stay open for it.
+        if close_all_but(self.channel.as_fd()).is_err() {
+            exit_now(1);
+        }
         if !init::wait_release(self.channel.as_fd()) {
             exit_now(1);
         }

@@ -205,6 +205,8 @@ pub enum Timer {
     Sweep,
     /// The shutdown takes too long.
     Shutdown,
+    /// The last request was a while ago: memory it needed can go.
+    Trim,
 }
 
 /// Deadlines; there are never many.
@@ -216,6 +218,13 @@ impl Timers {
     pub fn set(&mut self, timer: Timer, after: Duration) {
         self.clear(timer);
         self.0.push((Instant::now() + after, timer));
+    }
+
+    /// Sets a timer in `after` unless it is set.
+    pub fn set_if_none(&mut self, timer: Timer, after: Duration) {
+        if !self.0.iter().any(|(_, other)| *other == timer) {
+            self.0.push((Instant::now() + after, timer));
+        }
     }
 
     /// Forgets it.
@@ -287,6 +296,7 @@ mod tests {
         timers.set(Timer::Sweep, Duration::ZERO);
         timers.set(Timer::Sweep, Duration::ZERO);
         timers.set(Timer::Shutdown, Duration::from_secs(100));
+        timers.set_if_none(Timer::Shutdown, Duration::ZERO);
         assert_eq!(timers.due(), [Timer::Sweep]);
         assert!(timers.due().is_empty());
         assert!(timers.next().unwrap() > Instant::now());

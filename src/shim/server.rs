@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -19,9 +20,12 @@ use super::session::Session;
 use super::shutdown::Ending;
 use super::stdio::Scratch;
 use crate::runtime::Pod;
-use crate::sys::wait;
+use crate::sys::{memory, wait};
 use crate::wire::codec::{MAX_PACKET_BYTES, Outgoing, PacketError};
 use crate::wire::pb;
+
+/// How long after a request memory is given back, so that many in a row share one time.
+const TRIM_AFTER: Duration = Duration::from_secs(2);
 
 /// Everything the shim knows.
 #[derive(Debug)]
@@ -137,6 +141,7 @@ impl Server {
                 self.sweep_sessions(true);
             }
             Timer::Shutdown => self.shutdown_overdue(),
+            Timer::Trim => memory::trim(),
         }
     }
 
@@ -201,6 +206,7 @@ impl Server {
     }
 
     fn received(&mut self, key: Key, request: pb::Request, fds: Vec<OwnedFd>) {
+        self.timers.set_if_none(Timer::Trim, TRIM_AFTER);
         let Some(connection) = self.connections.get_mut(&key) else { return };
         match (&request.body, connection.version) {
             (Some(pb::request::Body::Hello(hello)), _) => match crate::wire::common_version(hello.version) {

@@ -113,6 +113,23 @@ pub fn cloexec_from(first: u32) -> io::Result<()> {
     cvt(ret).map(drop)
 }
 
+/// Closes every descriptor from 3 on but `keep`: for a cloned child that is going to wait, so that nothing its parent
+/// closes meanwhile stays open. What owned them must not be used or dropped any more, so the child must end by
+/// execve(2) or [`exit_now`].
+///
+/// # Errors
+/// As close_range(2).
+pub fn close_all_but(keep: BorrowedFd<'_>) -> io::Result<()> {
+    let keep = keep.as_raw_fd().cast_unsigned();
+    for (first, last) in [(3, keep.saturating_sub(1)), (keep.saturating_add(1).max(3), u32::MAX)] {
+        if first <= last {
+            // SAFETY: all arguments are plain numbers; by the rule above nobody uses what is closed.
+            cvt(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) })?;
+        }
+    }
+    Ok(())
+}
+
 /// Sets one resource limit (`RLIMIT_*` number) of the calling process.
 ///
 /// # Errors

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use aril::plan::namespaces::Source;
 use aril::wire::client::{Shim, WireError};
+use aril::wire::session::Streams;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::pod::{SHIM, TestPod, eventually};
+use crate::pod::{SHIM, TestPod, eventually, read_all};
 
 #[tokio::test]
 async fn shutdown_leaves_nothing_of_a_busy_pod() {
@@ -67,6 +68,23 @@ async fn a_dead_shim_is_cleaned_up_after() {
         assert!(output.status.success(), "{output:?}");
     }
     pod.check_gone().await;
+}
+
+/// A process that waits holds nothing of the shim open but its channel.
+#[tokio::test]
+async fn a_held_process_keeps_nothing_open() {
+    let mut pod = TestPod::start_shared().await;
+    let other = pod.run("sleep 1000").await;
+    let client = pod.shim.attach(&other, Streams { stdout: true, ..Streams::default() }).await.unwrap();
+    let (held, plan) = pod.container(&["/bin/true"]);
+    let held_pid = pod.shim.create(&held, &plan).await.unwrap().pid;
+    for pid in [held_pid, pod.shim.state().await.unwrap().init_pid] {
+        assert_eq!(std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count(), 4, "of process {pid}");
+    }
+    // So the end of another container's output reaches its clients.
+    pod.shim.delete(&other, true).await.unwrap();
+    assert_eq!(read_all(client.stdout.unwrap()).await.unwrap(), "");
+    pod.finish().await;
 }
 
 #[tokio::test]
