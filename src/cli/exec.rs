@@ -5,6 +5,7 @@ use super::connect::Daemon;
 use super::error::CliError;
 use super::find::Objects;
 use super::output;
+use super::run;
 use super::session::{self, Received, Shown};
 use super::terminal::{self, Raw};
 use crate::api::node::{ExecRequest, ExecStart, exec_request};
@@ -26,7 +27,8 @@ pub(super) async fn exec(daemon: &mut Daemon, args: &ExecArgs) -> Result<u8, Cli
     let first = ExecRequest { body: Some(exec_request::Body::Start(start)) };
     let mut signals = session::signals()?;
     let mut sending = session::send(first, args.interactive, args.tty)?;
-    let mut responses = daemon.node.exec(sending.requests).await?.into_inner();
+    let answer = daemon.node.exec(sending.requests).await.map_err(run::not_started)?;
+    let mut responses = answer.into_inner();
     // Raw only from here on: before, Ctrl-C shall end a hanging connection.
     let _raw = if args.tty && args.interactive { Some(Raw::enter()?) } else { None };
     let mut shown = Shown::default();
@@ -35,10 +37,10 @@ pub(super) async fn exec(daemon: &mut Daemon, args: &ExecArgs) -> Result<u8, Cli
             received = session::show_next(&mut responses, &mut shown) => match received? {
                 Received::Output => {}
                 Received::Exit(code) => return Ok(exit_code(code)),
-                Received::Broken(status) => return Err(status.into()),
+                Received::Broken(status) => return Err(run::not_started(status)),
                 Received::End => return Err(CliError::Failed("the session ended without an exit code".to_owned())),
             },
-            Ok(()) = &mut sending.detached => {
+            Some(()) = sending.detached.recv() => {
                 output::remark("\r\nleft; the command was ended");
                 return Ok(0);
             }

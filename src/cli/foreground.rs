@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tonic::{Code, Streaming};
 
 use super::args::ContainerArgs;
@@ -63,7 +63,7 @@ async fn attach(
     daemon: &mut Daemon,
     id: &str,
     args: &ContainerArgs,
-) -> Result<(oneshot::Receiver<()>, Streaming<StreamResponse>), CliError> {
+) -> Result<(mpsc::Receiver<()>, Streaming<StreamResponse>), CliError> {
     let start = AttachStart { container_id: id.to_owned(), stdin: args.interactive, stdout: true, stderr: !args.tty };
     let first = AttachRequest { body: Some(attach_request::Body::Start(start)) };
     let Sending { requests, detached } = session::send(first, args.interactive, args.tty)?;
@@ -101,7 +101,7 @@ struct Watch<'a> {
     daemon: &'a mut Daemon,
     id: &'a str,
     signals: mpsc::Receiver<i32>,
-    detached: oneshot::Receiver<()>,
+    detached: mpsc::Receiver<()>,
     /// None once the other side sends no more.
     responses: Option<Streaming<StreamResponse>>,
     shown: Shown,
@@ -124,8 +124,7 @@ impl Watch<'_> {
                     self.forward(number).await?;
                     false
                 }
-                // It ends with the input, too; what has ended must not be asked again.
-                Ok(()) = &mut self.detached, if !self.detached.is_terminated() => return Ok(End::Left),
+                Some(()) = self.detached.recv() => return Ok(End::Left),
                 ended = show(&mut self.responses, &mut self.shown) => ended?,
                 _ = question.tick() => true,
             };

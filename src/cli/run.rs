@@ -209,18 +209,24 @@ pub(super) async fn start(daemon: &mut Daemon, container: &str) -> Result<(), Cl
     let request = cri::StartContainerRequest { container_id: container.to_owned() };
     match daemon.runtime.start_container(request).await {
         Ok(_) => Ok(()),
-        Err(status) => match start_code(status.message()) {
-            Some(code) => Err(CliError::Start { code, message: status.message().to_owned() }),
-            None => Err(status.into()),
-        },
+        Err(status) => Err(not_started(status)),
+    }
+}
+
+/// The error of a program that was to be started: with a code of its own if it is the program's fault.
+pub(super) fn not_started(status: tonic::Status) -> CliError {
+    match start_code(status.message()) {
+        Some(code) => CliError::Start { code, message: status.message().to_owned() },
+        None => status.into(),
     }
 }
 
 /// 127 for a program that is not there, 126 for one that cannot be executed.
-pub(super) fn start_code(message: &str) -> Option<u8> {
+fn start_code(message: &str) -> Option<u8> {
     let has = |names: &[&str]| message.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| names.contains(&word));
     match () {
-        () if !message.contains("exec ") && !message.contains("start \"") => None,
+        // As the last of the init's steps calls itself; the program's name follows in quotes.
+        () if !message.contains("start \"") => None,
         () if has(&["ENOENT"]) => Some(127),
         () if has(&["EACCES", "ENOEXEC", "EISDIR", "ENOTDIR", "EPERM", "ELOOP", "ETXTBSY"]) => Some(126),
         () => None,
@@ -241,11 +247,10 @@ mod tests {
 
     #[test]
     fn exit_codes_of_programs_that_cannot_run() {
-        assert_eq!(start_code("exec /bin/nope: ENOENT (no such file); is it in the image?"), Some(127));
-        assert_eq!(start_code("start container of abc: start \"/etc/passwd\": EACCES"), Some(126));
-        assert_eq!(start_code("start container of abc: mount proc: ENOENT"), None);
-        assert_eq!(start_code("mount proc: EPERM"), None);
-        assert_eq!(start_code("exec x: EIO"), None);
+        assert_eq!(start_code("start container of 0123: start \"/nope\": ENOENT (No such file)"), Some(127));
+        assert_eq!(start_code("exec in container of 0123: start \"/etc/passwd\": EACCES"), Some(126));
+        assert_eq!(start_code("start container of 0123: mount proc: EPERM"), None);
+        assert_eq!(start_code("start \"x\": EIO"), None);
     }
 
     #[test]

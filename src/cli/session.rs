@@ -6,7 +6,7 @@
 use std::io::{self, Read};
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
@@ -52,7 +52,7 @@ impl From<Input> for ExecRequest {
 #[derive(Debug)]
 pub(super) struct Sending<R> {
     pub(super) requests: ReceiverStream<R>,
-    pub(super) detached: oneshot::Receiver<()>,
+    pub(super) detached: mpsc::Receiver<()>,
 }
 
 /// Begins to send: `first`, then standard input if `interactive`, then terminal sizes if `tty`.
@@ -63,14 +63,14 @@ where
     let (requests, receiver) = mpsc::channel(8);
     // The channel is new and has room.
     requests.try_send(first).ok();
-    let (detach, detached) = oneshot::channel();
+    let (detach, detached) = mpsc::channel(1);
     let resizes = signal(SignalKind::window_change()).map_err(|e| CliError::io("listen for SIGWINCH", e))?;
     let typed = if interactive { Some(read_stdin()) } else { None };
     tokio::spawn(async move {
         let pump = pump(&requests, typed, resizes, tty);
         // A process that has ended makes sending fail and the pump return.
         if pump.await {
-            detach.send(()).ok();
+            detach.send(()).await.ok();
         }
     });
     Ok(Sending { requests: ReceiverStream::new(receiver), detached })

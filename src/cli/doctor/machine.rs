@@ -86,18 +86,19 @@ fn capability_set(status: &str, name: &str) -> Option<u64> {
 fn cgroups() -> Vec<Check> {
     const MOUNT: &str = "cgroups";
     let mounts = Mounts::parse(&read("/proc/self/mountinfo").unwrap_or_default());
-    let (mode, controllers) = match (&mounts.v2, mounts.v1.is_empty()) {
-        (Some(v2), true) => {
-            let offered = read(&format!("{v2}/cgroup.controllers")).unwrap_or_default();
-            ("v2", offered.split_whitespace().map(ToOwned::to_owned).collect())
-        }
-        (Some(_), false) => ("hybrid: v1 controllers, v2 beside them", mounts.v1),
-        (None, false) => ("v1", mounts.v1),
-        (None, true) => {
+    // A controller is bound to one of them; with both, either may have it.
+    let offered = mounts.v2.as_ref().and_then(|v2| read(&format!("{v2}/cgroup.controllers"))).unwrap_or_default();
+    let offered = offered.split_whitespace().map(ToOwned::to_owned);
+    let mode = match (mounts.v2.is_some(), mounts.v1.is_empty()) {
+        (true, true) => "v2",
+        (true, false) => "hybrid: v1 controllers, v2 beside them",
+        (false, false) => "v1",
+        (false, true) => {
             let remedy = "mount them with `mount -t cgroup2 none /sys/fs/cgroup`";
             return vec![Check::missing(MOUNT, "not mounted", remedy)];
         }
     };
+    let controllers: Vec<String> = mounts.v1.iter().cloned().chain(offered).collect();
     let first = if mode == "v2" {
         Check::ok(MOUNT, mode)
     } else {
