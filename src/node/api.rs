@@ -248,7 +248,9 @@ impl Node {
     pub(super) fn alive(&self, id: &str, operation: &'static str) -> Result<(Arc<ContainerRecord>, Shim)> {
         let container = self.container(id)?;
         match self.index.shim(&container.sandbox) {
-            Some(shim) if matches!(container.state, super::state::ContainerState::Created { .. }) => Ok((container, shim)),
+            Some(shim) if matches!(container.state, super::state::ContainerState::Created { .. }) => {
+                Ok((container, shim))
+            }
             _ => self.running(id, operation),
         }
     }

@@ -62,7 +62,7 @@ pub(super) enum Command {
 /// How an operation ended.
 #[derive(Debug)]
 enum Done {
-    SetUp(Result<SetUp, sandbox::SetUpFailed>),
+    SetUp(Box<Result<SetUp, sandbox::SetUpFailed>>),
     ShutDown(Result<Exits, NodeError>),
     Buried(Exits, Result<(), NodeError>),
     Erased(Result<(), NodeError>),
@@ -175,7 +175,7 @@ impl Pod {
 
     fn on_done(&mut self, done: Done) {
         match done {
-            Done::SetUp(result) => self.on_set_up(result),
+            Done::SetUp(result) => self.on_set_up(*result),
             Done::ShutDown(result) => self.on_shut_down(result),
             Done::Buried(exits, result) => self.on_buried(&exits, result),
             Done::Erased(result) => self.on_erased(result),

@@ -43,7 +43,7 @@ impl Pod {
     pub(super) fn begin_set_up(&mut self, plan: plan::Sandbox) {
         self.doing = Doing::SettingUp;
         let (node, record) = (Arc::clone(&self.node), (*self.record).clone());
-        self.ops.push(async move { Done::SetUp(set_up(node, record, &plan).await) });
+        self.ops.push(async move { Done::SetUp(Box::new(set_up(node, record, &plan).await)) });
     }
 
     pub(super) fn on_set_up(&mut self, result: Result<SetUp, SetUpFailed>) {
