@@ -20,6 +20,8 @@ func main() {
 		if name == "hostnet-nginx" {
 			args[1] = "12003"
 		}
+		// A log is looked for by the server's name.
+		fmt.Println(name, "serves port", args[1])
 		fail(syscall.Exec("/proc/self/exe", args, os.Environ()))
 	case "nonewprivs":
 		fmt.Printf("Effective uid: %d\n", os.Geteuid())
