@@ -25,8 +25,8 @@ use self::listener::Bound;
 
 /// A daemon for as long as its pods live waits so long for the next pod…
 const IDLE: Duration = Duration::from_secs(2);
-/// … and so long for the first.
-const IDLE_AT_FIRST: Duration = Duration::from_secs(30);
+/// … and so long for the first, which may be gone again before the next glance.
+const IDLE_AT_FIRST: Duration = Duration::from_secs(10);
 const GLANCE: Duration = Duration::from_millis(200);
 
 /// Serves until told to end.
