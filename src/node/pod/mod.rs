@@ -191,10 +191,12 @@ impl Pod {
         use pb::event::Body;
         match event {
             Some(Body::Exited(exited)) => self.on_exited(&exited),
-            Some(Body::InitExited(init)) => {
+            // Its PID namespace is gone, and with it every container. In a stop this is what was wanted.
+            Some(Body::InitExited(init)) if self.record.state.is_ready() => {
                 warn!(sandbox = %self.record.id, code = init.code, "pod init ended, stopping the sandbox");
                 self.begin_shut_down();
             }
+            Some(Body::InitExited(_)) => {}
             Some(Body::Warning(w)) => {
                 warn!(sandbox = %self.record.id, container = w.container_id, "shim warned: {}", w.message);
             }
