@@ -13,7 +13,7 @@ use super::connection::{Connection, ReplyTo};
 use super::container::Container;
 use super::failure::Failure;
 use super::finish::Sweeping;
-use super::log::{Clock, Stream};
+use super::log::Stream;
 use super::poll::{Key, Poller, Ready, Source, Timer, Timers, Watch};
 use super::sandbox::Sandbox;
 use super::session::Session;
@@ -21,7 +21,7 @@ use super::shutdown::Ending;
 use super::stdio::Scratch;
 use crate::runtime::Pod;
 use crate::sys::{memory, wait};
-use crate::wire::codec::{MAX_PACKET_BYTES, Outgoing, PacketError};
+use crate::wire::codec::{Outgoing, PacketError};
 use crate::wire::pb;
 
 /// How long after a request memory is given back, so that many in a row share one time.
@@ -78,7 +78,7 @@ impl Server {
             sessions: BTreeMap::new(),
             sweeping: Vec::new(),
             sweeping_sessions: Vec::new(),
-            scratch: Scratch { buffer: vec![0; MAX_PACKET_BYTES], batch: Vec::new(), clock: Clock::default() },
+            scratch: Scratch::default(),
             ending: None,
             connections: BTreeMap::from([(first.key(), first)]),
             lost: Vec::new(),
@@ -120,7 +120,7 @@ impl Server {
                 container.streams.input.target_ready(place);
             }),
             Source::Inlet(key, client) => self.with_streams(key, |container, place, scratch| {
-                container.streams.input.inlet_ready(place, client, &mut scratch.buffer);
+                container.streams.input.inlet_ready(place, client, scratch.buffer.bytes());
             }),
             Source::Tap(key, client) => self.with_streams(key, |container, place, _| {
                 container.streams.taps.ready(place, client);
@@ -141,7 +141,10 @@ impl Server {
                 self.sweep_sessions(true);
             }
             Timer::Shutdown => self.shutdown_overdue(),
-            Timer::Trim => memory::trim(),
+            Timer::Trim => {
+                self.scratch.batch = Vec::new();
+                memory::trim();
+            }
         }
     }
 
@@ -197,7 +200,7 @@ impl Server {
             return;
         }
         // One request at a time: a busy daemon must not keep others waiting.
-        match connection.receive(&mut self.scratch.buffer) {
+        match connection.receive(self.scratch.buffer.bytes()) {
             Ok((request, fds)) => self.received(key, request, fds),
             Err(e) if e.would_block() => {}
             Err(PacketError::Socket { source, .. }) if source.kind() == io::ErrorKind::Interrupted => {}

@@ -14,12 +14,35 @@ use super::poll::{Source, Watch};
 use crate::plan;
 use crate::runtime::Stdio3;
 use crate::sys::tty;
+use crate::wire::codec::MAX_PACKET_BYTES;
+
+/// Room for one read, as much as the longest packet.
+///
+/// So much is allocated that it comes straight from the kernel: its pages are zero without having been touched, and
+/// those no read has reached yet take no memory. A pod of few words keeps a page or two of it.
+#[derive(Debug)]
+pub struct Buffer(Vec<u8>);
+
+impl Buffer {
+    const ALLOCATED_BYTES: usize = 256 * 1024;
+
+    /// The room.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        &mut self.0[..MAX_PACKET_BYTES]
+    }
+}
+
+impl Default for Buffer {
+    fn default() -> Self {
+        Self(vec![0; Self::ALLOCATED_BYTES])
+    }
+}
 
 /// Scratch space shared by all containers of the pod.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Scratch {
     /// What was just read.
-    pub buffer: Vec<u8>,
+    pub buffer: Buffer,
     /// Lines on their way to a log.
     pub batch: Vec<u8>,
     /// Tells the time.
@@ -183,6 +206,7 @@ impl Streams {
     fn read_once(&mut self, place: &mut Place<'_>, stream: Stream, scratch: &mut Scratch) -> bool {
         let Some(at) = self.outputs.iter().position(|out| out.stream == stream) else { return false };
         let Scratch { buffer, batch, clock } = scratch;
+        let buffer = buffer.bytes();
         match read(&self.outputs[at].fd, buffer) {
             Err(Errno::EINTR) => true,
             Err(Errno::EAGAIN) => false,
