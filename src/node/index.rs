@@ -111,6 +111,9 @@ impl Index {
     /// [`NodeError::Ambiguous`].
     pub fn sandbox(&self, id: &str) -> Result<Option<Arc<SandboxRecord>>, NodeError> {
         let maps = self.read();
+        if let Ok(whole) = id.parse::<SandboxId>() {
+            return Ok(maps.pods.get(&whole).and_then(|pod| pod.sandbox.clone()));
+        }
         let shown = maps.pods.iter().filter_map(|(id, pod)| Some((id.as_str(), pod.sandbox.as_ref()?)));
         find("sandboxes", id, shown).map(Option::<&Arc<_>>::cloned)
     }
