@@ -11,7 +11,7 @@
 //! ```
 //!
 //! It owns: the containers ([`container`], their end in [`finish`]), exec sessions ([`session`]), their streams
-//! ([`stdio`], [`log`], [`logfile`], [`attach`]), the pod's list of cgroups ([`sandbox`]). It never knows Kubernetes,
+//! ([`stdio`], [`log`], [`logfile`], [`attach`]), the pod's list of cgroups ([`sandbox`]), its own place ([`home`]). It never knows Kubernetes,
 //! never runs a helper program, and never waits: every step that takes time is an event or a deadline of the loop.
 //!
 //! Invariants: an exit is told only when the log is complete and the record on disk; a cgroup is written down before it
@@ -26,6 +26,7 @@ pub mod container;
 pub mod exit;
 pub mod failure;
 pub mod finish;
+pub mod home;
 pub mod log;
 pub mod logfile;
 pub mod poll;
@@ -96,7 +97,10 @@ fn serve() -> Result<(), String> {
     let pod = Pod::start().map_err(|e| e.to_string())?;
     let warnings = pod.protect(OOM_SCORE_ADJ).map_err(|e| e.to_string())?;
     let mut server = server::Server::new(pod, socket, warnings).map_err(at("start the loop"))?;
-    server.run().map_err(at("wait for events"))
+    server.run().map_err(at("wait for events"))?;
+    server.hang_up();
+    server.leave_home();
+    Ok(())
 }
 
 fn errno_at(step: &'static str) -> impl Fn(Errno) -> String {

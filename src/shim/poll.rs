@@ -207,6 +207,8 @@ pub enum Timer {
     Shutdown,
     /// The last request was a while ago: memory it needed can go.
     Trim,
+    /// Time to enter the cgroup of shims.
+    Home,
 }
 
 /// Deadlines; there are never many.

@@ -17,7 +17,7 @@ use super::poll::{Source, Watch};
 use super::server::Server;
 use crate::disk::{self, Durability};
 use crate::plan;
-use crate::runtime::cgroup::{Cgroup, CgroupError, Hierarchies};
+use crate::runtime::cgroup::{Cgroup, Hierarchies};
 use crate::sys::socket;
 use crate::wire::{CGROUPS_NAME, EXITS_NAME, SOCKET_NAME, pb, socket_path};
 
@@ -91,7 +91,7 @@ impl Server {
     /// Sets the sandbox up.
     ///
     /// # Errors
-    /// [`Failure`]; the shim is then good for nothing but [`pb::Shutdown`].
+    /// [`Failure`]; nothing is left then, and the shim ends with its daemon.
     pub fn setup(&mut self, to: ReplyTo, request: &pb::SetupSandbox) -> Result<(), Failure> {
         if self.sandbox.is_some() {
             return Err(Failure::refused("the sandbox is set up already"));
@@ -108,39 +108,42 @@ impl Server {
         disk::private_dir(&exits).map_err(failed("make the directory of exit records"))?;
         let listener = listen(&run_dir).map_err(failed("listen on the shim's socket"))?;
         self.poller.add(&listener, Source::Listener, Watch::Read).map_err(failed("watch the shim's socket"))?;
-        let mut book = Book::new(run_path.join(CGROUPS_NAME));
-        if !plan.init_cgroup.is_empty() {
-            book.add(self.pod.hierarchies(), &plan.init_cgroup)?;
-        }
+        let book = Book::new(run_path.join(CGROUPS_NAME));
         let log_directory = request.log_directory.clone();
         self.sandbox = Some(Sandbox { run_dir, exits, log_directory, book, init_pid: None, listener });
+        let made = self.make_sandbox(&plan, run_path);
+        if made.is_err() {
+            self.undo_setup();
+        }
         let mut warnings = std::mem::take(&mut self.warnings);
-        warnings.extend(self.pod.setup(&plan, run_path)?);
+        warnings.extend(made?);
         let init_pid = self.pod.init_pid();
         if let Some(sandbox) = &mut self.sandbox {
             sandbox.init_pid = init_pid;
         }
         let reply = pb::SetupReply { init_pid: init_pid.unwrap_or(0), warnings };
         self.reply(to, pb::reply::Body::SetupSandbox(reply), Vec::new());
-        // Takes the kernel a moment that nobody needs to wait for.
-        if let Err(e) = self.enter(&request.shim_cgroup) {
-            self.warn("", format!("the shim stays in the cgroup it was started in: {e}"));
-        }
+        self.go_home(&request.shim_cgroup);
         Ok(())
     }
 
-    /// Moves the shim into the cgroup of shims, away from its pod's limits. It is not in the book: others are in it.
-    fn enter(&self, path: &str) -> Result<(), CgroupError> {
-        if path.is_empty() {
-            return Ok(());
+    fn make_sandbox(&mut self, plan: &plan::Sandbox, run_path: &Path) -> Result<Vec<String>, Failure> {
+        if let Some(sandbox) = &mut self.sandbox
+            && !plan.init_cgroup.is_empty()
+        {
+            sandbox.book.add(self.pod.hierarchies(), &plan.init_cgroup)?;
         }
-        let entry = Cgroup::create(self.pod.hierarchies(), path)?.entry()?;
-        entry.enter_all().map_err(|e| CgroupError::Kernel {
-            step: "enter cgroup",
-            object: path.to_owned(),
-            errno: Errno::from_raw(e.raw_os_error().unwrap_or(0)),
-            hint: "",
-        })
+        Ok(self.pod.setup(plan, run_path)?)
+    }
+
+    /// Takes back what a failed setup has made: the shim is as if just started, and ends with its daemon.
+    fn undo_setup(&mut self) {
+        if let Err(failure) = self.remove_rest() {
+            self.warn("", failure.message().to_owned());
+        }
+        if let Some(sandbox) = self.sandbox.take() {
+            self.poller.remove(&sandbox.listener);
+        }
     }
 
     /// A daemon connects.

@@ -13,6 +13,7 @@ use super::connection::{Connection, ReplyTo};
 use super::container::Container;
 use super::failure::Failure;
 use super::finish::Sweeping;
+use super::home::Home;
 use super::log::Stream;
 use super::poll::{Key, Poller, Ready, Source, Timer, Timers, Watch};
 use super::sandbox::Sandbox;
@@ -52,6 +53,8 @@ pub struct Server {
     pub scratch: Scratch,
     /// A shutdown under way.
     pub ending: Option<Ending>,
+    /// Where the shim itself belongs.
+    pub home: Home,
     connections: BTreeMap<Key, Connection>,
     /// Connections found broken, to be closed when nothing uses them.
     lost: Vec<Key>,
@@ -80,6 +83,7 @@ impl Server {
             sweeping_sessions: Vec::new(),
             scratch: Scratch::default(),
             ending: None,
+            home: Home::default(),
             connections: BTreeMap::from([(first.key(), first)]),
             lost: Vec::new(),
             signals,
@@ -141,6 +145,7 @@ impl Server {
                 self.sweep_sessions(true);
             }
             Timer::Shutdown => self.shutdown_overdue(),
+            Timer::Home => self.at_home(),
             Timer::Trim => {
                 self.scratch.batch = Vec::new();
                 memory::trim();
@@ -210,6 +215,7 @@ impl Server {
 
     fn received(&mut self, key: Key, request: pb::Request, fds: Vec<OwnedFd>) {
         self.timers.set_if_none(Timer::Trim, TRIM_AFTER);
+        self.home.stay_awake();
         let Some(connection) = self.connections.get_mut(&key) else { return };
         match (&request.body, connection.version) {
             (Some(pb::request::Body::Hello(hello)), _) => match crate::wire::common_version(hello.version) {
@@ -257,6 +263,13 @@ impl Server {
             .and_then(|packet| connection.send(&self.poller, packet).map_err(|e| Failure::io("send", &e)));
         if sent.is_err() {
             self.lost.push(key);
+        }
+    }
+
+    /// Closes all connections.
+    pub fn hang_up(&mut self) {
+        for connection in std::mem::take(&mut self.connections).into_values() {
+            connection.close(&self.poller);
         }
     }
 

@@ -79,7 +79,11 @@ impl Server {
         over
     }
 
-    fn remove_rest(&mut self) -> Result<(), Failure> {
+    /// Removes what is left of the pod once nothing runs in it.
+    ///
+    /// # Errors
+    /// [`Failure`]; to be tried again.
+    pub fn remove_rest(&mut self) -> Result<(), Failure> {
         let Some(sandbox) = &self.sandbox else { return Ok(()) };
         sweep(self.pod.hierarchies(), &sandbox.book.text())?;
         for name in [CGROUPS_NAME, SOCKET_NAME] {

@@ -67,6 +67,7 @@ async fn a_dead_shim_is_cleaned_up_after() {
         let output = cleanup(&pod);
         assert!(output.status.success(), "{output:?}");
     }
+    pod.killed = true;
     pod.check_gone().await;
 }
 
@@ -112,6 +113,38 @@ async fn a_shim_ignores_polite_signals() {
         assert!(status.contains(line), "{line}: {status}");
     }
     pod.finish().await;
+}
+
+/// In every hierarchy, once it is quiet.
+#[tokio::test]
+async fn a_shim_moves_out_of_everybodys_cgroup() {
+    let mut pod = TestPod::start().await;
+    let id = pod.run("sleep 1000").await;
+    let home = format!("{}-shims", pod.cgroup);
+    let pid = pod.shim.pid();
+    let cgroups = || std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    eventually("it is at home", || cgroups().lines().all(|line| line.ends_with(&home))).await;
+    // Its children are where they belong all the same.
+    assert_eq!(pod.exec(&id, "true").await.0, 0);
+    let own = std::fs::read_to_string(format!("/proc/{}/cgroup", pod.pids()[0])).unwrap();
+    assert!(own.lines().all(|line| line.contains(&format!("{}/", pod.cgroup))), "{own}");
+    pod.finish().await;
+}
+
+#[tokio::test]
+async fn a_failed_setup_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (shim, mut events) = Shim::spawn(crate::pod::spawner(), dir.path()).await.unwrap();
+    let sysctl = aril::plan::Sysctl { name: "kernel.no_such_thing".into(), value: "1".into() };
+    let plan = aril::plan::Sandbox { sysctls: vec![sysctl], new_ipc: true, ..Default::default() };
+    let run_dir = dir.path().to_str().unwrap().to_owned();
+    let setup =
+        aril::wire::pb::SetupSandbox { run_dir, plan: prost::Message::encode_to_vec(&plan), ..Default::default() };
+    assert!(shim.setup_sandbox(setup).await.unwrap_err().kind().is_some());
+    assert!(!shim.state().await.unwrap().setup);
+    assert!(matches!(Shim::connect(dir.path()).await, Err(WireError::Gone)));
+    drop(shim);
+    assert!(events.recv().await.is_none());
 }
 
 /// The shim's own processes are out of reach of everybody else, and hold nothing they need not.

@@ -37,7 +37,9 @@ pub fn spawner() -> &'static Spawner {
 pub struct TestPod {
     pub shim: Shim,
     pub events: Events,
-    cgroup: String,
+    pub cgroup: String,
+    /// The test has killed the shim.
+    pub killed: bool,
     exits: HashMap<String, pb::Exit>,
     dir: Option<TempDir>,
 }
@@ -77,11 +79,11 @@ impl TestPod {
             sandbox_id: new_id(),
             run_dir: run_dir.to_str().unwrap().into(),
             plan: sandbox.encode_to_vec(),
-            shim_cgroup: String::new(),
+            shim_cgroup: format!("{cgroup}-shims"),
             log_directory: dir.path().join("logs").to_str().unwrap().into(),
         };
         shim.setup_sandbox(setup).await.unwrap();
-        Self { shim, events, cgroup, exits: HashMap::new(), dir: Some(dir) }
+        Self { shim, events, cgroup, killed: false, exits: HashMap::new(), dir: Some(dir) }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -183,7 +185,7 @@ impl TestPod {
     /// Every process of the pod but the shim.
     pub fn pids(&self) -> Vec<i32> {
         let mut pids = Vec::new();
-        for dir in self.cgroup_dirs() {
+        for dir in self.cgroup_dirs(&self.cgroup) {
             collect_pids(&dir, &mut pids);
         }
         pids.sort_unstable();
@@ -191,10 +193,10 @@ impl TestPod {
         pids
     }
 
-    fn cgroup_dirs(&self) -> Vec<PathBuf> {
+    fn cgroup_dirs(&self, cgroup: &str) -> Vec<PathBuf> {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let cgroups = mounts.lines().filter(|line| line.contains(" - cgroup"));
-        let dirs = cgroups.map(|line| format!("{}{}", line.split(' ').nth(4).unwrap(), self.cgroup));
+        let dirs = cgroups.map(|line| format!("{}{}", line.split(' ').nth(4).unwrap(), cgroup));
         dirs.map(PathBuf::from).filter(|dir| dir.exists()).collect()
     }
 
@@ -209,7 +211,13 @@ impl TestPod {
         while tokio::time::timeout(PATIENCE, self.events.recv()).await.expect("the shim stays").is_some() {}
         let pid = self.shim.pid();
         eventually("the shim is reaped", || !Path::new(&format!("/proc/{pid}")).exists()).await;
-        assert_eq!(self.cgroup_dirs(), Vec::<PathBuf>::new(), "cgroups are left");
+        assert_eq!(self.cgroup_dirs(&self.cgroup), Vec::<PathBuf>::new(), "cgroups are left");
+        let shims = format!("{}-shims", self.cgroup);
+        if self.killed {
+            // The next one to end would remove it.
+            self.cgroup_dirs(&shims).iter().for_each(|dir| fs::remove_dir(dir).unwrap());
+        }
+        assert_eq!(self.cgroup_dirs(&shims), Vec::<PathBuf>::new(), "the cgroup of shims is left");
         let dir = self.dir.take().unwrap();
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains(dir.path().to_str().unwrap()), "mounts are left: {mounts}");
