@@ -1,13 +1,11 @@
 //! Unix `SOCK_SEQPACKET` sockets that carry packets and descriptors.
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice};
 use std::mem;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, sockopt,
-};
+use nix::sys::socket::{AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, sockopt};
 
 /// The most descriptors one packet may carry.
 pub const MAX_FDS: usize = 16;
@@ -80,28 +78,53 @@ pub fn send(socket: BorrowedFd<'_>, packet: &[u8], fds: &[BorrowedFd<'_>]) -> io
 
 /// Receives one packet into `buffer`: its length and the descriptors beside it. Length 0: the peer closed.
 ///
+/// Not by nix, which forgets the descriptors of a packet that had more than there was room for.
+///
 /// # Errors
 /// `EAGAIN` when there is none now, `EMSGSIZE` for a packet larger than `buffer` or with more than [`MAX_FDS`]
 /// descriptors (which are closed), else as recvmsg(2).
 pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
-    let mut control = nix::cmsg_space!([libc::c_int; MAX_FDS]);
-    let mut data = [IoSliceMut::new(buffer)];
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-    let message = nix::sys::socket::recvmsg::<()>(socket.as_raw_fd(), &mut data, Some(&mut control), flags)?;
-    let truncated = message.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC);
-    let len = message.bytes;
-    let mut fds = Vec::new();
-    for part in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(raw) = part {
-            // SAFETY: the kernel just installed these descriptors for this message; nothing else owns them.
-            fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-        }
-    }
-    if truncated {
-        mem::drop(fds);
+    let mut control = [0_u8; CONTROL_BYTES];
+    let mut data = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: a msghdr is numbers and pointers, for which zero is valid.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    message.msg_iov = &raw mut data;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = control.len();
+    // SAFETY: `message` points to `data` and `control`, `data` to `buffer`; all are as long as they say and outlive
+    // the call.
+    let len = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
+    let len = usize::try_from(len).map_err(|_| io::Error::last_os_error())?;
+    let fds = take_rights(control.get(..message.msg_controllen).unwrap_or_default());
+    if message.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0 || fds.len() > MAX_FDS {
         return Err(Errno::EMSGSIZE.into());
     }
     Ok((len, fds))
+}
+
+/// The most descriptors the kernel puts beside one packet (its SCM_MAX_FD).
+const KERNEL_MAX_FDS: usize = 253;
+/// A control message's length (a word), level and type (an int each).
+const HEADER_BYTES: usize = 16;
+const CONTROL_BYTES: usize = HEADER_BYTES + (KERNEL_MAX_FDS * size_of::<RawFd>()).next_multiple_of(8);
+
+/// Takes over the descriptors in control messages the kernel has just written.
+fn take_rights(mut control: &[u8]) -> Vec<OwnedFd> {
+    let mut fds = Vec::new();
+    while let Some((header, _)) = control.split_first_chunk::<HEADER_BYTES>() {
+        let (len, kind) = header.split_at(size_of::<usize>());
+        let len = len.try_into().map_or(0, usize::from_ne_bytes);
+        let rights = [libc::SOL_SOCKET.to_ne_bytes(), libc::SCM_RIGHTS.to_ne_bytes()].concat();
+        let Some(body) = control.get(HEADER_BYTES..len) else { break };
+        if kind == rights {
+            let (numbers, _) = body.as_chunks::<4>();
+            // SAFETY: the kernel just installed these descriptors for this message; nothing else owns them.
+            fds.extend(numbers.iter().map(|&fd| unsafe { OwnedFd::from_raw_fd(RawFd::from_ne_bytes(fd)) }));
+        }
+        control = control.get(len.next_multiple_of(8)..).unwrap_or_default();
+    }
+    fds
 }
 
 #[cfg(test)]
@@ -135,5 +158,21 @@ mod tests {
     fn the_peer_is_known() {
         let (a, _b) = pair().unwrap();
         assert_eq!(peer_uid(a.as_fd()).unwrap(), nix::unistd::getuid().as_raw());
+    }
+
+    #[test]
+    fn descriptors_too_many_are_closed() {
+        let (a, b) = pair().unwrap();
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        for count in [MAX_FDS + 1, KERNEL_MAX_FDS] {
+            send(a.as_fd(), b"x", &vec![writer.as_fd(); count]).unwrap();
+            assert_eq!(receive(b.as_fd(), &mut [0; 10]).unwrap_err().raw_os_error(), Some(libc::EMSGSIZE));
+        }
+        send(a.as_fd(), b"x", &vec![writer.as_fd(); MAX_FDS]).unwrap();
+        let received = receive(b.as_fd(), &mut [0; 10]).unwrap();
+        assert_eq!(received.1.len(), MAX_FDS);
+        // The end of the pipe comes when no copy of its other side is left.
+        drop((received, writer));
+        assert_eq!(nix::unistd::read(&reader, &mut [0]).unwrap(), 0);
     }
 }

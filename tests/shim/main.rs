@@ -7,6 +7,7 @@
 mod attach;
 mod end;
 mod exec;
+mod hostile;
 mod lifecycle;
 mod logs;
 mod pod;

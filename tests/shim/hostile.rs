@@ -1,0 +1,113 @@
+//! A peer that keeps no rule: it is cut off, and nobody else notices.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+
+use aril::sys::socket;
+use aril::wire::codec::{IN_MEMFD, MAX_PACKET_BYTES, Outgoing};
+use aril::wire::pb;
+use aril::wire::pb::request::Body;
+use aril::wire::socket_path;
+
+use crate::pod::{TestPod, eventually};
+
+/// A connection without a client, blocking.
+fn connect(pod: &TestPod) -> OwnedFd {
+    let dir = File::open(pod.run_dir()).unwrap();
+    socket::connect(&socket_path(dir.as_fd())).unwrap()
+}
+
+fn send(socket: &OwnedFd, body: Body) {
+    Outgoing::new(&pb::Request { id: 1, body: Some(body) }, Vec::new()).unwrap().send(socket.as_fd()).unwrap();
+}
+
+fn hello(socket: &OwnedFd) {
+    send(socket, Body::Hello(pb::Hello { version: 1 }));
+    assert!(socket::receive(socket.as_fd(), &mut [0; 1024]).unwrap().0 > 0);
+}
+
+fn is_cut_off(socket: &OwnedFd) -> bool {
+    match socket::receive(socket.as_fd(), &mut [0; MAX_PACKET_BYTES]) {
+        Ok((len, _)) => len == 0,
+        Err(e) => e.raw_os_error() == Some(104),
+    }
+}
+
+#[tokio::test]
+async fn malformed_packets_end_only_their_connection() {
+    let mut pod = TestPod::start().await;
+    let id = pod.run("sleep 1000").await;
+    let fds = || std::fs::read_dir(format!("/proc/{}/fd", pod.shim.pid())).unwrap().count();
+    let before = fds();
+    let file = tempfile::tempfile().unwrap();
+    let packets: [(&[u8], usize); 7] = [
+        (&[7], 0),
+        (&[0, 0xff, 0xff, 0xff], 0),
+        (&[IN_MEMFD], 0),
+        (&[IN_MEMFD], 1),
+        (&[IN_MEMFD, 1], 1),
+        (&[0; MAX_PACKET_BYTES + 1], 0),
+        (&[0], 200),
+    ];
+    for (packet, count) in packets {
+        for greeted in [false, true] {
+            let socket = connect(&pod);
+            if greeted {
+                hello(&socket);
+            }
+            socket::send(socket.as_fd(), packet, &vec![file.as_fd(); count]).unwrap();
+            assert!(is_cut_off(&socket), "{:?} with {count} descriptors", &packet[..packet.len().min(8)]);
+        }
+    }
+    let rude = connect(&pod);
+    send(&rude, Body::State(pb::State {}));
+    assert!(is_cut_off(&rude), "no hello");
+    let old = connect(&pod);
+    send(&old, Body::Hello(pb::Hello { version: 0 }));
+    assert!(is_cut_off(&old), "a version from before the first");
+    eventually("all descriptors are closed", || fds() == before).await;
+    assert_eq!(pod.exec(&id, "true").await.0, 0);
+    pod.finish().await;
+}
+
+/// A daemon that asks and never reads is cut off when too much is kept for it.
+#[tokio::test]
+async fn a_peer_that_does_not_read_is_cut_off() {
+    let mut pod = TestPod::start().await;
+    let id = pod.run("sleep 1000").await;
+    let deaf = connect(&pod);
+    hello(&deaf);
+    let request = pb::Request { id: 1, body: Some(Body::State(pb::State {})) };
+    let packet = Outgoing::new(&request, Vec::new()).unwrap();
+    let flood = tokio::task::spawn_blocking(move || (0..1_000_000).find_map(|_| packet.send(deaf.as_fd()).err()));
+    let ended = flood.await.unwrap().expect("cut off");
+    assert!(matches!(ended.raw_os_error(), Some(32 | 104)), "{ended}");
+    assert_eq!(pod.exec(&id, "true").await.0, 0);
+    pod.finish().await;
+}
+
+/// Requests that mean nothing are answered, each with a reason.
+#[tokio::test]
+async fn senseless_requests_are_refused() {
+    let pod = TestPod::start().await;
+    let empty = [
+        Body::SetupSandbox(pb::SetupSandbox::default()),
+        Body::Create(pb::Create::default()),
+        Body::Create(pb::Create { container_id: "0".repeat(64), plan: vec![0xff; 9] }),
+        Body::Create(pb::Create { container_id: "0".repeat(64), plan: Vec::new() }),
+        Body::Start(pb::Start::default()),
+        Body::Signal(pb::Signal::default()),
+        Body::Exec(pb::Exec::default()),
+        Body::ReopenLog(pb::ReopenLog::default()),
+        Body::Update(pb::Update { container_id: "x".repeat(100_000), resources: Vec::new() }),
+        Body::Attach(pb::Attach::default()),
+        Body::Resize(pb::Resize { rows: u32::MAX, ..Default::default() }),
+        Body::CloseStdin(pb::CloseStdin::default()),
+    ];
+    for body in empty {
+        let name = format!("{body:.40?}");
+        let error = pod.shim.call(body, Vec::new()).await.unwrap_err();
+        assert!(error.kind().is_some() && !error.to_string().is_empty(), "{name}: {error:?}");
+    }
+    pod.finish().await;
+}
