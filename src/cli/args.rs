@@ -305,7 +305,7 @@ pub struct Targets {
 #[allow(missing_docs)]
 pub struct StopArgs {
     /// How long to wait before killing, in seconds or like 1m30s
-    #[arg(short, long = "time", value_name = "SECONDS", default_value = "10", value_parser = time::parse_duration)]
+    #[arg(short = 't', long = "time", value_name = "SECONDS", default_value = "10", value_parser = time::parse_duration)]
     pub grace: Duration,
     #[command(flatten)]
     pub targets: Targets,
