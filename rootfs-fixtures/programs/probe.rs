@@ -37,6 +37,8 @@ unsafe extern "C" {
     safe fn signal(number: i32, handler: usize) -> usize;
     // SAFETY: takes nothing; returns after a signal was handled.
     safe fn pause() -> i32;
+    // SAFETY: a plain number; never returns.
+    safe fn _exit(code: i32) -> !;
     fn ioctl(fd: i32, request: u64, argument: *mut [u16; 4]) -> i32;
 }
 
@@ -46,7 +48,8 @@ const TIOCGWINSZ: u64 = 0x5413;
 static EXIT_CODE: AtomicI32 = AtomicI32::new(0);
 
 extern "C" fn leave(_: i32) {
-    exit(EXIT_CODE.load(Ordering::Relaxed));
+    // Not `exit`, which would flush an output that the interrupted code may be flushing.
+    _exit(EXIT_CODE.load(Ordering::Relaxed));
 }
 
 extern "C" fn tell(number: i32) {

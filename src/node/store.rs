@@ -7,6 +7,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 use serde::Serialize;
@@ -253,6 +254,23 @@ impl Store {
     }
 }
 
+/// How long the lock on the records may still be held by what a killed daemon left.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Waits a little for a lock that is about to be free: a child that the last daemon had just cloned when it was killed
+/// holds it until its execve.
+fn patiently(mut file: File) -> Result<Flock<File>, File> {
+    let end = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((held, _)) if Instant::now() >= end => return Err(held),
+            Err((held, _)) => file = held,
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 fn lock(settings: &Settings) -> Result<Flock<File>, StoreError> {
     let path = settings.lock();
     let file = OpenOptions::new()
@@ -263,7 +281,7 @@ fn lock(settings: &Settings) -> Result<Flock<File>, StoreError> {
         .mode(0o600)
         .open(&path)
         .map_err(StoreError::io("open", &path))?;
-    let mut lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(mut file, _)| {
+    let mut lock = patiently(file).map_err(|mut file| {
         let mut pid = String::new();
         // Only to name it: whoever holds the lock may be just about to write its pid.
         file.read_to_string(&mut pid).ok();

@@ -24,3 +24,4 @@ mod resources;
 mod restart;
 mod security;
 mod speed;
+mod stress;

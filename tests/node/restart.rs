@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
@@ -297,17 +298,27 @@ fn assert_agreement(node: &TestNode) {
     }
 }
 
+/// Ends the clients with the test, also when it panics.
+#[derive(Default)]
+struct Done(Arc<AtomicBool>);
+
+impl Drop for Done {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn twenty_deaths_at_random_moments_leave_no_trace() {
     let node = TestNode::start();
     let steady = node.run_pod("steady").sleeper();
     let (pid, born) = (steady.init_pid(), birth(steady.init_pid()));
-    let done = AtomicBool::new(false);
+    let done = Done::default();
     let seed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().subsec_nanos();
     eprintln!("seed {seed}");
     std::thread::scope(|scope| {
         for client in 0..2 {
-            let (node, done) = (&node, &done);
+            let (node, done) = (&node, Arc::clone(&done.0));
             scope.spawn(move || {
                 let mut round = client * 1_000_000;
                 while !done.load(Ordering::Relaxed) {
@@ -319,6 +330,7 @@ fn twenty_deaths_at_random_moments_leave_no_trace() {
                 }
             });
         }
+        let _end = done;
         let mut random = seed | 1;
         for _ in 0..20 {
             random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -327,7 +339,6 @@ fn twenty_deaths_at_random_moments_leave_no_trace() {
             node.restart();
             assert_eq!(steady.state(), ContainerState::ContainerRunning);
         }
-        done.store(true, Ordering::Relaxed);
     });
     assert_eq!((steady.init_pid(), birth(pid)), (pid, born));
     assert_agreement(&node);
