@@ -100,6 +100,10 @@ fn cgroups(parent: &str) -> BTreeSet<String> {
         kernel::below(&hierarchy.mount.join(&parent[1..]), &mut |path| {
             found.insert(path.display().to_string());
         });
+        let shims = hierarchy.mount.join(format!("{}-shims", &parent[1..]));
+        if shims.exists() {
+            found.insert(shims.display().to_string());
+        }
     }
     found
 }
