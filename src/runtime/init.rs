@@ -8,6 +8,7 @@ use prost::Message;
 
 use super::cgroup::Cgroup;
 use super::error::RuntimeError;
+use super::stages::step_of;
 use crate::plan;
 use crate::plan::init_report::Body;
 use crate::sys::socket;
@@ -94,6 +95,12 @@ impl Init {
             },
             Body::Failure(f) => InitMessage::Failed { step: f.step, errno: f.errno, message: f.message },
         }))
+    }
+
+    /// The step it is in while it prepares a container, for a sentence about what takes so long.
+    #[must_use]
+    pub fn step(&self) -> Option<String> {
+        step_of(self.pid)
     }
 
     /// Lets the process become the workload.

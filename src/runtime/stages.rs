@@ -3,6 +3,7 @@
 //! The order is the security property, so it is one table. The process runs on a copy of the shim's single thread;
 //! what fails travels back over the channel as (step, errno, sentence), because nothing can be logged from here.
 
+use std::ffi::CString;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -27,6 +28,15 @@ use crate::plan::namespaces::Source;
 use crate::plan::{self, Failure, Ready, StepTime};
 use crate::sys::net::loopback_up;
 use crate::sys::process::{close_all_but, exit_now};
+
+/// A process that prepares a container is named by this and the step it is in.
+const STEP_PREFIX: &str = "aril:";
+
+/// The step a process is in that prepares a container, or the start of its name; `None` if it is in none.
+pub(super) fn step_of(pid: i32) -> Option<String> {
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    Some(name.trim_end().strip_prefix(STEP_PREFIX)?.to_owned())
+}
 
 /// What the steps hand on.
 pub(super) struct Context<'a> {
@@ -97,9 +107,11 @@ impl<'a> Context<'a> {
 
     /// Walks the table, reports, waits and becomes the workload; never returns.
     pub(super) fn run(mut self) -> ! {
-        nix::sys::prctl::set_name(c"aril-init").ok();
         let mut times = Vec::with_capacity(Self::STEPS.len());
         for (name, step) in Self::STEPS {
+            // What a step that hangs is told by, to the shim and to whoever looks at the machine.
+            let shown = CString::new(format!("{STEP_PREFIX}{name}")).unwrap_or_default();
+            nix::sys::prctl::set_name(&shown).ok();
             let started = Instant::now();
             if let Err(e) = step(&mut self) {
                 fail(&self.channel, name, &e);
@@ -107,6 +119,7 @@ impl<'a> Context<'a> {
             let elapsed_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
             times.push(StepTime { name: name.to_owned(), elapsed_us });
         }
+        nix::sys::prctl::set_name(c"aril-init").ok();
         let ready = Ready { user: Some(self.user.clone()), warnings: std::mem::take(&mut self.warnings), steps: times };
         let pty = self.terminal.as_ref().map(|t| t.master.as_fd());
         if init::report(self.channel.as_fd(), Body::Ready(ready), pty).is_err() {

@@ -288,21 +288,21 @@ impl Server {
     /// A container's timer: its create, its start or its output takes too long.
     pub fn container_overdue(&mut self, key: Key) {
         let Some(container) = self.containers.get_mut(&key) else { return };
-        let late = |doing: &str, limit: Duration, pid: i32| {
-            let message = format!(
-                "{doing} container {id}: not done after {limit:?}, so process {pid} was killed; see what the step \
-                 waits for, a storage or network volume for one",
-                id = container.id
-            );
-            Failure::new(Kind::Deadline, message).errno(libc::ETIMEDOUT)
-        };
-        let pid = container.init.pid;
-        let failure = match container.phase {
-            Phase::Creating(_) => late("build", CREATE_DEADLINE, pid).step("create"),
-            Phase::Starting(_) => late("execute the program of", START_DEADLINE, pid).step("exec"),
+        let (doing, step, limit) = match container.phase {
+            Phase::Creating(_) => {
+                ("build", container.init.step().unwrap_or_else(|| "clone".to_owned()), CREATE_DEADLINE)
+            }
+            Phase::Starting(_) => ("execute the program of", "exec".to_owned(), START_DEADLINE),
             Phase::Exiting(..) => return self.finish(key),
             Phase::Created | Phase::Running | Phase::Exited(_) | Phase::Failed(_) => return,
         };
+        let message = format!(
+            "{doing} container {id}: step {step:?} was not done after {limit:?}, so process {pid} was killed; see what it \
+             waits for, a storage or network volume for one",
+            id = container.id,
+            pid = container.init.pid
+        );
+        let failure = Failure::new(Kind::Deadline, message).errno(libc::ETIMEDOUT).step(step);
         container.failure.get_or_insert(failure);
         kill_first(&container.init);
     }
