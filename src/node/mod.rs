@@ -89,7 +89,7 @@ impl Node {
     pub async fn open(settings: Settings) -> Result<Arc<Self>, NodeError> {
         let store = Store::open(&settings)?;
         let images = image::Store::open(&settings.root).map_err(NodeError::Images)?;
-        let spawner = Spawner::new(&settings.shim, &settings.state).map_err(NodeError::io("load", &settings.shim))?;
+        let spawner = Spawner::new(&settings.shim, &settings.root).map_err(NodeError::io("load", &settings.shim))?;
         let random = File::open("/dev/urandom").map_err(NodeError::io("open", "/dev/urandom"))?;
         let node = Arc::new(Self {
             defaults: machine::defaults(&settings),

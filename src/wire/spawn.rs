@@ -105,3 +105,40 @@ fn nameless_copy(source: &mut File, dir: &Path) -> io::Result<OwnedFd> {
     let program = File::open(format!("/proc/self/fd/{}", file.as_fd().as_raw_fd()))?;
     Ok(program.into())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(program: &OwnedFd) -> bool {
+        Command::new(format!("/proc/self/fd/{}", program.as_raw_fd())).status().unwrap().success()
+    }
+
+    #[test]
+    fn a_sealed_copy_runs_and_cannot_be_written() {
+        let program = sealed_copy(&mut File::open("/bin/true").unwrap()).unwrap();
+        assert!(run(&program));
+        assert_eq!(nix::unistd::write(&program, b"x"), Err(Errno::EPERM));
+        assert_eq!(nix::unistd::ftruncate(&program, 0), Err(Errno::EPERM));
+        let path = format!("/proc/self/fd/{}", program.as_raw_fd());
+        let mut again = OpenOptions::new().write(true).open(path).unwrap();
+        assert!(io::copy(&mut &b"x"[..], &mut again).is_err());
+    }
+
+    #[test]
+    fn a_nameless_copy_runs_and_leaves_no_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = nameless_copy(&mut File::open("/bin/true").unwrap(), dir.path()).unwrap();
+        assert!(run(&program));
+        assert_eq!(nix::unistd::write(&program, b"x"), Err(Errno::EBADF));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_an_error() {
+        assert_eq!(
+            Spawner::new(Path::new("/nonexistent"), Path::new("/tmp")).unwrap_err().kind(),
+            io::ErrorKind::NotFound
+        );
+    }
+}
