@@ -96,6 +96,8 @@ impl Client {
         self.serial += 1;
         let name = format!("bench-{}", self.serial);
         let config = self.sandbox_config(&name);
+        // As kubelet does.
+        std::fs::create_dir(&config.log_directory)?;
         let run = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: self.handler.clone() };
         let start = Instant::now();
         let sandbox_id = self.runtime.run_pod_sandbox(run).await?.into_inner().pod_sandbox_id;
