@@ -94,7 +94,7 @@ fn start_aril(arena: &mut Arena, host: &Host, socket: &Path) -> Result<()> {
     let dir = arena.dir.display();
     let (socket, shim) = (socket.display(), fs::canonicalize(&host.shim)?);
     let text = format!(
-        "root = \"{dir}/root\"\nstate = \"{dir}/state\"\nsocket = \"{socket}\"\nshim = \"{}\"\n\
+        "root = \"{dir}/root\"\nstate = \"/run/aril\"\nsocket = \"{socket}\"\nshim = \"{}\"\n\
          shim_cgroup = \"{}/shims\"\n",
         shim.display(),
         arena.cgroup
@@ -116,7 +116,7 @@ fn containerd_config(arena: &Arena, host: &Host, socket: &Path, runtime: Runtime
     format!(
         r#"version = 2
 root = "{dir}/root"
-state = "{dir}/state"
+state = "/run/containerd"
 disabled_plugins = ["io.containerd.internal.v1.opt"]
 [grpc]
 address = "{socket}"

@@ -171,7 +171,7 @@ impl Machine {
         let pod = self.dir.join("pod");
         let root = pod.join("root");
         let overlay = format!(
-            "lowerdir={},upperdir={},workdir={}",
+            "volatile,lowerdir={},upperdir={},workdir={}",
             self.lower.display(),
             pod.join("upper").display(),
             pod.join("work").display()
