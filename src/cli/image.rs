@@ -90,7 +90,9 @@ pub(super) async fn import(daemon: &mut Daemon, args: &ImportArgs, output: Outpu
 
 fn imported_text(images: &[ImportedImage]) -> String {
     let line = |image: &ImportedImage| {
-        let names = if image.references.is_empty() { "<none>".to_owned() } else { image.references.join(", ") };
+        // Digests say no more than the id; names are what is typed next.
+        let names: Vec<&str> = image.references.iter().map(String::as_str).filter(|r| !r.contains('@')).collect();
+        let names = if names.is_empty() { "<none>".to_owned() } else { names.join(", ") };
         format!("{names} ({}, {})\n", short(&image.id), output::bytes(image.size_bytes))
     };
     images.iter().map(line).collect()
@@ -160,8 +162,11 @@ mod tests {
 
     #[test]
     fn what_was_imported_is_named() {
-        let image =
-            ImportedImage { id: "sha256:0123456789abcdef".into(), references: vec!["a:1".into()], size_bytes: 1024 };
+        let image = ImportedImage {
+            id: "sha256:0123456789abcdef".into(),
+            references: vec!["a:1".into(), "a@sha256:0".into()],
+            size_bytes: 1024,
+        };
         assert_eq!(imported_text(&[image]), "a:1 (0123456789ab, 1.0 KiB)\n");
     }
 }
