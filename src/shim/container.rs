@@ -10,6 +10,7 @@
 //! The exit of the first process moves a container on from every phase; what the process said before is read first, so
 //! a program that ended at once has still been started.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
@@ -64,8 +65,10 @@ pub struct Container {
     pub id: ContainerId,
     /// Where it is in its life.
     pub phase: Phase,
-    /// Its first process.
-    pub init: Init,
+    /// Of its first process, in the shim's PID namespace.
+    pub pid: i32,
+    /// Its first process and its cgroup; `None` once both are gone.
+    pub init: Option<Init>,
     /// Its streams.
     pub streams: Streams,
     /// The process as planned, from which exec sessions inherit.
@@ -85,10 +88,29 @@ pub struct Container {
 }
 
 impl Container {
-    /// Its cgroup.
+    /// Its cgroup, while it is there.
     #[must_use]
-    pub fn cgroup(&self) -> &Cgroup {
-        &self.init.cgroup
+    pub fn cgroup(&self) -> Option<&Cgroup> {
+        self.init.as_ref().map(|init| &init.cgroup)
+    }
+
+    /// Sends its first process a signal; one that has ended needs none.
+    ///
+    /// # Errors
+    /// As pidfd_send_signal(2).
+    pub fn signal(&self, signal: i32) -> io::Result<()> {
+        let Some(init) = &self.init else { return Ok(()) };
+        match pidfd_signal(init.pidfd.as_fd(), signal) {
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+            done => done,
+        }
+    }
+
+    /// Kills its first process, whether or not it has entered its cgroup yet.
+    pub fn kill_first(&self) {
+        if let Some(init) = &self.init {
+            kill_first(init);
+        }
     }
 
     /// Whether its first process has been reaped.
@@ -111,7 +133,7 @@ impl Container {
         pb::ContainerState {
             container_id: self.id.to_string(),
             status: status.into(),
-            pid: self.init.pid,
+            pid: self.pid,
             started_at: self.started_at,
             exit,
             user: self.user.encode_to_vec(),
@@ -149,7 +171,8 @@ impl Server {
         let container = Container {
             id,
             phase: Phase::Creating(to),
-            init,
+            pid: init.pid,
+            init: Some(init),
             streams,
             process,
             user: plan::ResolvedUser::default(),
@@ -174,19 +197,19 @@ impl Server {
             let phase = container.phase.name();
             return Err(Failure::refused(format!("container {id}, whose PID namespace is wanted, is {phase}")));
         }
-        Ok(Some(container.init.pidfd.as_fd()))
+        Ok(container.init.as_ref().map(|init| init.pidfd.as_fd()))
     }
 
     fn adopt(&mut self, key: Key, mut container: Container) {
         let mut place = Place { poller: &mut self.poller, timers: &mut self.timers, container: key };
-        let watched = container
-            .streams
-            .watch(&mut place)
-            .and_then(|()| place.poller.add(&container.init.channel, Source::Channel(key), Watch::Read));
+        let watched = container.streams.watch(&mut place).and_then(|()| match &container.init {
+            Some(init) => place.poller.add(&init.channel, Source::Channel(key), Watch::Read),
+            None => Ok(()),
+        });
         if let Err(e) = watched {
             // It is cloned already: its end answers the request.
             container.failure = Some(Failure::io("watch the container", &e));
-            kill_first(&container.init);
+            container.kill_first();
         }
         self.timers.set(Timer::Container(key), CREATE_DEADLINE);
         self.containers.insert(key, container);
@@ -202,7 +225,8 @@ impl Server {
         if !matches!(container.phase, Phase::Created) {
             return Err(Failure::refused(format!("container {id} is {}, not created", container.phase.name())));
         }
-        container.init.release().map_err(|e| Failure::io("let the container's first process run", &e))?;
+        let Some(init) = &container.init else { return Err(no_container(id)) };
+        init.release().map_err(|e| Failure::io("let the container's first process run", &e))?;
         container.phase = Phase::Starting(to);
         self.timers.set(Timer::Container(key), START_DEADLINE);
         Ok(())
@@ -212,13 +236,14 @@ impl Server {
     pub fn channel_ready(&mut self, key: Key) {
         while let Some(container) = self.containers.get_mut(&key)
             && !container.channel_ended
+            && let Some(init) = &container.init
         {
-            match container.init.receive() {
+            match init.receive() {
                 Ok(None) => return,
                 Ok(Some(message)) => self.heard(key, message),
                 Err(e) => {
                     container.failure.get_or_insert(e.into());
-                    kill_first(&container.init);
+                    container.kill_first();
                     self.end_channel(key);
                 }
             }
@@ -234,7 +259,7 @@ impl Server {
                     let mut place = Place { poller: &mut self.poller, timers: &mut self.timers, container: key };
                     if let Err(e) = container.streams.set_terminal(&mut place, master) {
                         container.failure = Some(Failure::io("take the container's terminal over", &e));
-                        kill_first(&container.init);
+                        container.kill_first();
                         return;
                     }
                 }
@@ -260,7 +285,7 @@ impl Server {
         self.timers.clear(Timer::Container(key));
         let steps = steps.into_iter().map(|(name, elapsed_us)| pb::Step { name, elapsed_us }).collect();
         let user = container.user.encode_to_vec();
-        let reply = pb::CreateReply { pid: container.init.pid, user, warnings, steps };
+        let reply = pb::CreateReply { pid: container.pid, user, warnings, steps };
         self.reply(to, pb::reply::Body::Create(reply), Vec::new());
     }
 
@@ -274,14 +299,17 @@ impl Server {
         container.phase = Phase::Running;
         container.started_at = exit::now();
         self.timers.clear(Timer::Container(key));
-        let reply = pb::StartReply { started_at: container.started_at, pid: container.init.pid };
+        let reply = pb::StartReply { started_at: container.started_at, pid: container.pid };
         self.reply(to, pb::reply::Body::Start(reply), Vec::new());
     }
 
-    fn end_channel(&mut self, key: Key) {
-        if let Some(container) = self.containers.get_mut(&key) {
-            container.channel_ended = true;
-            self.poller.remove(&container.init.channel);
+    /// Nothing more is read from a container's first process.
+    pub fn end_channel(&mut self, key: Key) {
+        let Some(container) = self.containers.get_mut(&key) else { return };
+        if !std::mem::replace(&mut container.channel_ended, true)
+            && let Some(init) = &container.init
+        {
+            self.poller.remove(&init.channel);
         }
     }
 
@@ -289,9 +317,11 @@ impl Server {
     pub fn container_overdue(&mut self, key: Key) {
         let Some(container) = self.containers.get_mut(&key) else { return };
         let (doing, step, limit) = match container.phase {
-            Phase::Creating(_) => {
-                ("build", container.init.step().unwrap_or_else(|| "clone".to_owned()), CREATE_DEADLINE)
-            }
+            Phase::Creating(_) => (
+                "build",
+                container.init.as_ref().and_then(Init::step).unwrap_or_else(|| "clone".to_owned()),
+                CREATE_DEADLINE,
+            ),
             Phase::Starting(_) => ("execute the program of", "exec".to_owned(), START_DEADLINE),
             Phase::Exiting(..) => return self.finish(key),
             Phase::Created | Phase::Running | Phase::Exited(_) | Phase::Failed(_) => return,
@@ -300,11 +330,11 @@ impl Server {
             "{doing} container {id}: step {step:?} was not done after {limit:?}, so process {pid} was killed; see what it \
              waits for, a storage or network volume for one",
             id = container.id,
-            pid = container.init.pid
+            pid = container.pid
         );
         let failure = Failure::new(Kind::Deadline, message).errno(libc::ETIMEDOUT).step(step);
         container.failure.get_or_insert(failure);
-        kill_first(&container.init);
+        container.kill_first();
     }
 }
 

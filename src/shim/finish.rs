@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use super::attach::Place;
 use super::connection::ReplyTo;
-use super::container::{Container, DRAIN_DEADLINE, Phase, kill_first, no_container};
+use super::container::{Container, DRAIN_DEADLINE, Phase, no_container};
 use super::exit::{self, START_FAILED};
 use super::failure::Failure;
 use super::log::Stream;
 use super::poll::{Key, Timer};
 use super::server::Server;
-use crate::runtime::cgroup::CgroupError;
+use crate::plan;
+use crate::runtime::cgroup::{Cgroup, CgroupError};
 use crate::wire::pb;
 
 /// Between two tries to remove a cgroup whose processes are still dying.
@@ -36,17 +37,13 @@ impl Server {
         let finished_at = exit::now();
         // What it said last.
         self.channel_ready(key);
-        let Some(container) = self.containers.get_mut(&key) else { return };
-        if !container.channel_ended {
-            container.channel_ended = true;
-            self.poller.remove(&container.init.channel);
-        }
+        self.end_channel(key);
         self.timers.clear(Timer::Container(key));
-        let oom_killed = container.cgroup().oom_kills() > 0;
+        let Some(cgroup) = self.containers.get(&key).and_then(Container::cgroup) else { return };
+        let oom_killed = cgroup.oom_kills() > 0;
         // Its PID namespace took most with it; not those of a shared one.
-        if let Err(e) = container.cgroup().kill() {
-            let (id, message) = (container.id.to_string(), e.to_string());
-            self.warn(&id, message);
+        if let Err(e) = cgroup.kill() {
+            self.warn_of(key, e.to_string());
         }
         let Some(container) = self.containers.get_mut(&key) else { return };
         let started = match container.phase {
@@ -56,7 +53,7 @@ impl Server {
         };
         let mut end = pb::Exit { code, finished_at, oom_killed, message: String::new() };
         if started.is_some() {
-            let failure = container.failure.get_or_insert_with(|| died_early(container.init.pid, "executed", code));
+            let failure = container.failure.get_or_insert_with(|| died_early(container.pid, "executed", code));
             end.code = START_FAILED;
             end.message = failure.message().to_owned();
         }
@@ -70,7 +67,7 @@ impl Server {
         let Some(container) = self.containers.get_mut(&key) else { return };
         let mut place = Place { poller: &mut self.poller, timers: &mut self.timers, container: key };
         container.streams.close(&mut place);
-        let pid = container.init.pid;
+        let pid = container.pid;
         let failure = container.failure.take().unwrap_or_else(|| died_early(pid, "ready", code));
         container.failure = Some(failure);
         // Whoever waits for its creation or deletion is answered when its cgroup is gone.
@@ -125,7 +122,7 @@ impl Server {
                 continue;
             }
             let Some(container) = self.containers.get(&sweeping.key) else { continue };
-            match container.cgroup().remove() {
+            match container.cgroup().map_or(Ok(()), Cgroup::remove) {
                 Err(CgroupError::Busy { .. }) if sweeping.tries < SWEEP_TRIES => {
                     sweeping.tries += 1;
                     self.sweeping.push(sweeping);
@@ -145,7 +142,10 @@ impl Server {
         if error.is_none()
             && let Some(sandbox) = &mut self.sandbox
         {
-            sandbox.book.strike(container.cgroup().path());
+            // What remains of it takes no descriptors: dead containers are kept for long.
+            container.init.take().inspect(|init| sandbox.book.strike(init.cgroup.path()));
+            container.streams.end_log();
+            container.process = plan::Process::default();
         }
         if never_was.is_some() || (error.is_none() && !deleting.is_empty()) {
             self.forget(key);
@@ -232,8 +232,8 @@ impl Container {
     /// [`CgroupError`]; its first process has got the signal all the same.
     pub fn kill(&self) -> Result<(), CgroupError> {
         // It may not have entered its cgroup yet.
-        kill_first(&self.init);
-        self.cgroup().kill()
+        self.kill_first();
+        self.cgroup().map_or(Ok(()), Cgroup::kill)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Requests of the daemon, one by one.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use nix::unistd::pipe2;
 use prost::Message;
@@ -12,7 +12,6 @@ use super::failure::Failure;
 use super::log::Stream;
 use super::server::Server;
 use crate::plan;
-use crate::sys::process::pidfd_signal;
 use crate::wire::pb;
 use crate::wire::pb::error::Kind;
 use crate::wire::pb::request::Body;
@@ -78,10 +77,10 @@ impl Server {
             }
             Phase::Exiting(..) | Phase::Exited(_) | Phase::Failed(_) => {}
             _ if request.all && request.signal == libc::SIGKILL => container.kill()?,
-            _ if request.all => drop(container.cgroup().signal_all(request.signal)?),
-            _ => pidfd_signal(container.init.pidfd.as_fd(), request.signal)
-                .or_else(|e| if e.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(e) })
-                .map_err(|e| Failure::io("signal the container", &e))?,
+            _ if request.all => {
+                container.cgroup().map_or(Ok(0), |cgroup| cgroup.signal_all(request.signal))?;
+            }
+            _ => container.signal(request.signal).map_err(|e| Failure::io("signal the container", &e))?,
         }
         self.done(to);
         Ok(())
@@ -107,7 +106,7 @@ impl Server {
             let (id, phase) = (&container.id, container.phase.name());
             return Err(Failure::refused(format!("container {id} is {phase}; it has no limits to update")));
         }
-        let warnings = container.cgroup().apply(&resources)?;
+        let warnings = container.cgroup().map_or(Ok(Vec::new()), |cgroup| cgroup.apply(&resources))?;
         self.reply(to, pb::reply::Body::Update(pb::UpdateReply { warnings }), Vec::new());
         Ok(())
     }

@@ -179,7 +179,7 @@ impl Server {
     }
 
     fn container_of_pid(&self, pid: i32) -> Option<Key> {
-        self.containers.iter().find(|(_, c)| c.init.pid == pid && !c.ended()).map(|(key, _)| *key)
+        self.containers.iter().find(|(_, c)| c.pid == pid && !c.ended()).map(|(key, _)| *key)
     }
 
     /// The container with this id.

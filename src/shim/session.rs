@@ -61,9 +61,10 @@ impl Server {
         let process = container.complete(process, request.inherit);
         let stdio = stdio_of(&request, process.tty, fds)?;
         let session = self.poller.key();
+        let Some(init) = &container.init else { return Err(no_container(&request.container_id)) };
         let target = ExecTarget {
-            pidfd: container.init.pidfd.as_fd(),
-            cgroup: container.cgroup(),
+            pidfd: init.pidfd.as_fd(),
+            cgroup: &init.cgroup,
             user: process.user.is_none().then_some(&container.user),
         };
         let init = self.pod.exec(&format!("exec-{session}"), &target, &process, stdio)?;

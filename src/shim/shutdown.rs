@@ -46,7 +46,7 @@ impl Server {
     pub fn shutdown_overdue(&mut self) {
         let Some(Ending(waiting)) = self.ending.take() else { return };
         let left = self.containers.values().filter(|container| !container.ended());
-        let left: Vec<_> = left.map(|container| container.init.pid.to_string()).collect();
+        let left: Vec<_> = left.map(|container| container.pid.to_string()).collect();
         let message = format!(
             "shut the pod down: processes {} do not end {DEADLINE:?} after SIGKILL; they may wait for a storage device",
             left.join(", ")

@@ -263,6 +263,11 @@ impl Streams {
         self.terminal = None;
     }
 
+    /// Closes the log; nothing is written to it any more.
+    pub fn end_log(&mut self) {
+        self.log = None;
+    }
+
     /// Lets go of everything.
     pub fn close(&mut self, place: &mut Place<'_>) {
         self.input.close(place);
