@@ -48,8 +48,11 @@ pub fn cleanup(run_dir: &Path) -> Result<(), CleanupError> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other.map_err(failed("open", ""))?,
     };
-    if socket::connect(&socket_path(dir.as_fd())).is_ok() {
-        return Err(CleanupError::Alive(run_dir.display().to_string()));
+    match socket::connect(&socket_path(dir.as_fd())) {
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {}
+        // It may be too busy to take a connection, and still keeps its pod.
+        Err(e) if e.kind() != io::ErrorKind::WouldBlock => return Err(failed("connect to", SOCKET_NAME)(e)),
+        _ => return Err(CleanupError::Alive(run_dir.display().to_string())),
     }
     let book = run_dir.join(CGROUPS_NAME);
     match read_bounded(&book) {

@@ -5,6 +5,7 @@ use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, sockopt};
 
 /// The most descriptors one packet may carry.
@@ -45,13 +46,16 @@ pub fn accept(socket: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
     }
 }
 
-/// Connects to the socket at `path`.
+/// Connects to the socket at `path`, never waiting for a listener that does not accept. The connection blocks.
 ///
 /// # Errors
-/// `ENOENT` without a file, `ECONNREFUSED` without a listener, else as connect(2).
+/// `ENOENT` without a file, `ECONNREFUSED` without a listener, `EAGAIN` if too many wait for it already, else as
+/// connect(2).
 pub fn connect(path: &str) -> io::Result<OwnedFd> {
-    let socket = nix::sys::socket::socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = nix::sys::socket::socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
     nix::sys::socket::connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    fcntl(&socket, FcntlArg::F_SETFL(OFlag::empty()))?;
     Ok(socket)
 }
 
@@ -152,6 +156,23 @@ mod tests {
         let (a, b) = pair().unwrap();
         send(a.as_fd(), &[1; 100], &[]).unwrap();
         assert_eq!(receive(b.as_fd(), &mut [0; 10]).unwrap_err().raw_os_error(), Some(libc::EMSGSIZE));
+    }
+
+    #[test]
+    fn a_listener_that_accepts_nobody_keeps_nobody_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let path = path.to_str().unwrap();
+        let _listener = listen(path).unwrap();
+        let mut waiting = Vec::new();
+        let refused = loop {
+            match connect(path) {
+                Ok(socket) => waiting.push(socket),
+                Err(e) => break e,
+            }
+        };
+        assert!(!waiting.is_empty());
+        assert_eq!(refused.raw_os_error(), Some(libc::EAGAIN));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::node::error::NodeError;
 use crate::node::record::ContainerRecord;
 use crate::node::state::{ContainerEvent, ContainerState};
 use crate::node::{now, resources};
-use crate::wire::client::WireError;
+use crate::wire::client::{Shim, WireError};
 use crate::wire::pb;
 
 /// How long a program may take to begin; it may lie on a slow filesystem.
@@ -278,10 +278,19 @@ impl Pod {
 
 async fn remove(
     node: Arc<crate::node::Node>,
-    shim: Option<crate::wire::client::Shim>,
+    shim: Option<Shim>,
     sandbox: crate::id::SandboxId,
     id: ContainerId,
 ) -> Removed {
+    // A shim that did not answer this daemon's start may keep the container all the same.
+    let shim = match shim {
+        Some(shim) => Some(shim),
+        None => match Shim::connect(&node.settings.run(&sandbox)).await {
+            Ok((shim, _)) => Some(shim),
+            Err(WireError::Gone) => None,
+            Err(e) => return Err(NodeError::shim("remove container", id.short())(e)),
+        },
+    };
     if let Some(shim) = shim {
         match limited("remove container", id.short(), KILL_DEADLINE, shim.delete(id.as_str(), true)).await {
             // Without a shim nothing of it runs: the loss of the shim is dealt with elsewhere.
