@@ -207,6 +207,10 @@ impl Input {
 
     /// A client has written something, or ended its input. `buffer` is scratch space.
     pub fn inlet_ready(&mut self, place: &mut Place<'_>, key: Key, buffer: &mut [u8]) {
+        if !self.rest.is_empty() {
+            // Another client filled the input since this was told.
+            return;
+        }
         let Some(at) = self.inlets.iter().position(|(other, _)| *other == key) else { return };
         match read(&self.inlets[at].1, buffer) {
             Err(Errno::EAGAIN | Errno::EINTR) => {}
@@ -411,6 +415,22 @@ mod tests {
             assert!(input.rest.len() <= buffer.len());
         }
         assert_eq!(got, sent);
+    }
+
+    #[test]
+    fn two_clients_that_write_at_once_wait_for_the_container_both() {
+        let (mut bench, mut buffer) = (Bench::new(), vec![0; 128 * 1024]);
+        let (_container, target) = pipe_with(|ends| &ends.1).unwrap();
+        let mut input = Input::new(Some(target), false);
+        let clients = [(); 3].map(|()| input.add(&mut bench.place()).unwrap());
+        for client in &clients {
+            assert_eq!(write(client, &[0; 64 * 1024]), Ok(64 * 1024));
+        }
+        let keys: Vec<_> = input.inlets.iter().map(|(key, _)| *key).collect();
+        // The events of all of them were told together.
+        keys.into_iter().for_each(|key| input.inlet_ready(&mut bench.place(), key, &mut buffer));
+        assert!(input.target.is_some());
+        assert_eq!((input.inlets.len(), input.rest.len()), (3, 64 * 1024));
     }
 
     #[test]
