@@ -22,6 +22,7 @@ pub(super) fn defaults(settings: &Settings) -> Defaults {
         hostname: hostname.unwrap_or(general.hostname),
         cgroup_parent: settings.cgroup_parent.clone(),
         capabilities: bounding_set(&status).unwrap_or(general.capabilities),
+        device_rules: has_v1("devices"),
         apparmor: fs::read("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with(b"Y")),
         selinux: Path::new("/sys/fs/selinux/enforce").exists(),
         swap: swap_is_counted(),
@@ -65,6 +66,14 @@ fn filesystem(line: &str) -> Option<(&str, &str, &str)> {
     let (place, kind) = line.split_once(" - ")?;
     let mut kind = kind.split(' ');
     Some((kind.next()?, place.split(' ').nth(4)?, kind.nth(1).unwrap_or_default()))
+}
+
+/// Whether a v1 hierarchy carries this controller.
+fn has_v1(controller: &str) -> bool {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let carries =
+        |(kind, _, options): (&str, &str, &str)| kind == "cgroup" && options.split(',').any(|o| o == controller);
+    mounts.lines().filter_map(filesystem).any(carries)
 }
 
 /// v1 shows the files of swap only if it counts; v2 counts unless the kernel was told not to.

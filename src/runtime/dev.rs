@@ -5,7 +5,7 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::sys::stat::{Mode, SFlag, fstat, makedev, mknodat};
+use nix::sys::stat::{Mode, SFlag, fchmod, fstat, makedev, mknodat};
 use nix::unistd::{Gid, Uid};
 
 use super::error::{Doing, StepError};
@@ -38,6 +38,33 @@ pub(super) struct Dev {
     pub null: OwnedFd,
     /// The devpts instance.
     pub pts: OwnedFd,
+}
+
+/// A null device that is the pod's alone. Whoever has one as a stream can change the mode and owner of the file behind
+/// it, so no process of a pod may get the host's.
+#[derive(Debug)]
+pub(super) struct Null {
+    /// Open for reading and writing.
+    pub file: OwnedFd,
+    /// Closed, the kernel would take its time to take the filesystem apart.
+    _mount: OwnedFd,
+}
+
+impl Null {
+    pub(super) fn make() -> Result<Self, StepError> {
+        let what = || "make the pod's null device".to_owned();
+        let context = FsContext::open(c"tmpfs").doing(what)?;
+        context.set_string(c"size", c"4k").doing(what)?;
+        context.set_string(c"nr_inodes", c"2").doing(what)?;
+        context.set_string(c"mode", c"755").doing(what)?;
+        let mount = context.mount(attr::NOSUID | attr::NOEXEC).doing(what)?;
+        let mode = Mode::from_bits_truncate(0o666);
+        mknodat(&mount, "null", SFlag::S_IFCHR, mode, makedev(1, 3)).doing(what)?;
+        let file = open_beneath(mount.as_fd(), Path::new("null"), OFlag::O_RDWR, Mode::empty()).doing(what)?;
+        // The umask took its part away.
+        fchmod(&file, mode).doing(what)?;
+        Ok(Self { file, _mount: mount })
+    }
 }
 
 /// Mounts a fresh `/dev` at `target` and fills it.

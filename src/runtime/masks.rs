@@ -13,18 +13,23 @@ use super::mounts::remount_over;
 use crate::sys::mount::{FsContext, SetAttr, attach, attr, clone_mount};
 use crate::sys::path::open_in_root;
 
-/// Hides each path that exists: a directory below an empty read-only one, a file below `/dev/null`.
+/// Hides each path that exists: a directory below an empty read-only one, a file below `/dev/null`; the container's own
+/// one, or the host's for a container that was given the host's `/dev`.
 pub(super) fn mask(root: BorrowedFd<'_>, paths: &[String], dev: Option<&Dev>) -> Result<(), StepError> {
-    let mut empty = None;
+    let (mut empty, mut of_host) = (None, None);
     for path in paths {
         let Some((target, is_dir)) = open_existing(root, path)? else { continue };
         let what = || format!("mask {path}");
         if is_dir {
             mask_directory(target.as_fd(), &mut empty).doing(what)?;
         } else {
-            let dev = dev.ok_or_else(|| StepError::new(Errno::ENODEV, what()))?;
-            verify_null(&dev.null).doing(what)?;
-            let copy = clone_mount(dev.null.as_fd(), c"", false).doing(what)?;
+            let null = match (dev, &mut of_host) {
+                (Some(dev), _) => &dev.null,
+                (None, Some(opened)) => opened,
+                (None, of_host) => of_host.insert(open_host_null().doing(what)?),
+            };
+            verify_null(null).doing(what)?;
+            let copy = clone_mount(null.as_fd(), c"", false).doing(what)?;
             attach(copy.as_fd(), target.as_fd()).doing(what)?;
         }
     }
@@ -45,6 +50,11 @@ fn mask_directory(target: BorrowedFd<'_>, empty: &mut Option<OwnedFd>) -> std::i
     attach(made.as_fd(), target)?;
     *empty = Some(made);
     Ok(())
+}
+
+/// Before the pivot the host's tree is still there.
+fn open_host_null() -> nix::Result<OwnedFd> {
+    nix::fcntl::open(Path::new("/dev/null"), OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
 }
 
 fn verify_null(null: &OwnedFd) -> nix::Result<()> {

@@ -12,11 +12,12 @@ use nix::sys::stat::Mode;
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 
 use super::cgroup::{Cgroup, Entry, Hierarchies};
+use super::dev::Null;
 use super::error::{Doing, InStep, RuntimeError, StepError};
 use super::exec::Session;
 use super::init::{Init, Stdio3};
 use super::pod_init::{self, PodInit};
-use super::stages::{self, Context};
+use super::stages::Context;
 use super::{credentials, sysctl};
 use crate::plan;
 use crate::plan::namespaces::Source;
@@ -40,8 +41,8 @@ pub struct Pod {
     proof: SingleThreaded,
     /// The host's procfs, verified; the only one ever written to.
     proc: OwnedFd,
-    /// The host's null device, verified.
-    null: OwnedFd,
+    /// What stands for streams nobody wants.
+    null: Null,
     host: HostNamespaces,
     /// The shim itself: the way back into its own PID namespace.
     own_pidfd: OwnedFd,
@@ -85,7 +86,7 @@ impl Pod {
         Ok(Self {
             proof,
             proc: open_proc_root().in_step(STEP)?,
-            null: stages::open_null().in_step(STEP)?,
+            null: Null::make().in_step(STEP)?,
             host: HostNamespaces {
                 net: open_namespace("net").in_step(STEP)?,
                 ipc: open_namespace("ipc").in_step(STEP)?,
@@ -305,7 +306,7 @@ impl Pod {
     }
 
     pub(super) fn null(&self) -> BorrowedFd<'_> {
-        self.null.as_fd()
+        self.null.file.as_fd()
     }
 
     pub(super) fn host(&self) -> &HostNamespaces {

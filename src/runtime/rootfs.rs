@@ -77,6 +77,19 @@ fn c_string(text: &str, what: &str) -> Result<CString, StepError> {
     CString::new(text).map_err(|_| StepError::new(Errno::EINVAL, format!("use {what} {text:?}, which holds a NUL")))
 }
 
+/// Whether the rules of a container keep it from any device, privileged ones being allowed all.
+pub(super) fn denies_devices(rules: &[plan::DeviceRule]) -> bool {
+    let last = rules.iter().rfind(|rule| rule.kind == "a" && rule.major == -1 && rule.minor == -1);
+    last.is_some_and(|rule| !rule.allow)
+}
+
+/// Makes the device nodes of an image mere files, for a host where no controller keeps a container from opening them.
+/// Those of its `/dev` are ours.
+pub(super) fn refuse_devices(root: BorrowedFd<'_>) -> Result<(), StepError> {
+    let change = SetAttr { set: attr::NODEV, ..SetAttr::default() };
+    set_attr(root, change).doing(|| "make the device nodes of the root useless".to_owned())
+}
+
 /// Cuts the new mount namespace off from the host's: nothing mounted from here on is seen there.
 pub(super) fn isolate() -> Result<(), StepError> {
     let what = || "make the mount namespace private".to_owned();
@@ -104,4 +117,18 @@ pub(super) fn pivot(root: BorrowedFd<'_>) -> Result<(), StepError> {
 pub(super) fn make_readonly(root: BorrowedFd<'_>) -> Result<(), StepError> {
     let change = SetAttr { set: attr::RDONLY, ..SetAttr::default() };
     set_attr(root, change).doing(|| "make the root read-only".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_rule_about_all_devices_decides() {
+        let all = |allow| plan::DeviceRule { allow, kind: "a".into(), major: -1, minor: -1, access: "rwm".into() };
+        let null = plan::DeviceRule { allow: true, kind: "c".into(), major: 1, minor: 3, access: "rwm".into() };
+        assert!(denies_devices(&[all(false), null.clone()]));
+        assert!(!denies_devices(&[all(false), null, all(true)]));
+        assert!(!denies_devices(&[]));
+    }
 }

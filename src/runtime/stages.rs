@@ -6,11 +6,9 @@
 use std::ffi::CString;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 use std::time::Instant;
 
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::Mode;
 
@@ -189,6 +187,10 @@ impl<'a> Context<'a> {
     fn attach_rootfs(&mut self) -> Result<(), StepError> {
         let rootfs = self.plan.rootfs.as_ref().ok_or_else(|| StepError::new(Errno::EINVAL, "find the plan's root"))?;
         let root = rootfs::open(rootfs)?;
+        let rules = self.plan.cgroup.as_ref().map_or(&[][..], |cgroup| &cgroup.devices);
+        if self.cgroup.directory("devices").is_none() && rootfs::denies_devices(rules) {
+            rootfs::refuse_devices(root.as_fd())?;
+        }
         unshare(CloneFlags::CLONE_NEWNS).doing(|| "make a mount namespace".to_owned())?;
         rootfs::isolate()?;
         let place = self.pod.attach_place().doing(|| "open the pod's run directory".to_owned())?;
@@ -298,19 +300,4 @@ pub(super) fn fail(channel: &OwnedFd, step: &str, error: &StepError) -> ! {
         writeln!(std::io::stderr(), "aril: {step}: {error}").ok();
     }
     exit_now(if error.errno == Errno::ENOENT { 127 } else { 126 })
-}
-
-/// The container's directory of `/dev/null` for processes that join it later is the host's, opened before.
-pub(super) fn open_null() -> Result<OwnedFd, StepError> {
-    use nix::sys::stat::{SFlag, fstat, makedev};
-    let what = || "open /dev/null".to_owned();
-    let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-    let null = nix::fcntl::open(Path::new("/dev/null"), flags, Mode::empty()).doing(what)?;
-    let stat = fstat(&null).doing(what)?;
-    let is_char = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFCHR;
-    if is_char && stat.st_rdev == makedev(1, 3) {
-        Ok(null)
-    } else {
-        Err(StepError::new(Errno::ENODEV, "verify that /dev/null is the null device"))
-    }
 }

@@ -41,8 +41,36 @@ pub const ALL: &[(&str, Case)] = &[
     ("cgroup_is_visible_and_read_only", cgroup_is_visible_and_read_only),
     ("a_bidirectional_mount_needs_a_shared_source", a_bidirectional_mount_needs_a_shared_source),
     ("default_devices", default_devices),
+    ("the_hosts_null_device_is_out_of_reach", the_hosts_null_device_is_out_of_reach),
+    ("files_are_masked_below_the_hosts_devices", files_are_masked_below_the_hosts_devices),
     ("large_environment_and_arguments", large_environment_and_arguments),
 ];
+
+fn the_hosts_null_device_is_out_of_reach() {
+    let mode = || nix::sys::stat::stat("/dev/null").unwrap().st_mode;
+    let (before, mut pod) = (mode(), TestPod::start(plan::Sandbox::default()));
+    let stat = "busybox stat -Lc '%t:%T %a' /proc/self/fd/0";
+    let script = format!("{stat}; busybox chmod 777 /proc/self/fd/0 && {stat}");
+    let plan = pod.script(&script);
+    assert_eq!(pod.run(&plan).stdout, "1:3 666\n1:3 777\n");
+    let plan = pod.script("sleep 100");
+    let (init, ..) = pod.start_container(&plan, None);
+    assert_eq!(pod.exec(&init, &script).stdout, "1:3 777\n1:3 777\n");
+    pidfd_signal(init.pidfd.as_fd(), libc::SIGKILL).unwrap();
+    wait_exit(&init);
+    remove(&init);
+    assert_eq!(mode(), before);
+}
+
+fn files_are_masked_below_the_hosts_devices() {
+    let mut pod = TestPod::start(plan::Sandbox::default());
+    let mut plan =
+        pod.script("cat /etc/group; [ -c /etc/group ] && [ -c /proc/kcore ] && [ -c /dev/null ] && echo masked");
+    plan.mounts.retain(|mount| mount.target != "/dev");
+    plan.mounts.push(bind(std::path::Path::new("/dev"), "/dev"));
+    plan.masked_paths = vec!["/etc/group".into(), "/proc/kcore".into()];
+    assert_eq!(pod.run(&plan).stdout, "masked\n");
+}
 
 fn own_net() -> plan::Sandbox {
     plan::Sandbox {

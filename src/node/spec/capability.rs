@@ -31,7 +31,7 @@ const FIELD: &str = "linux.security_context.capabilities";
 ///
 /// `ALL` comes before single names: adding it gives all the daemon has, dropping it then takes all;
 /// single additions and, last, single drops follow. A capability the daemon lacks cannot be given
-/// and costs a warning.
+/// and costs a warning. `MKNOD` is no default where no controller keeps a container from the nodes it makes.
 pub(super) fn capabilities(
     security: &cri::LinuxContainerSecurityContext,
     defaults: &Defaults,
@@ -47,6 +47,10 @@ pub(super) fn capabilities(
     let ambient = List::read("add_ambient_capabilities", &asked.add_ambient_capabilities)?;
 
     let mut mask = DEFAULT.iter().filter_map(|name| parse(name)).fold(0, |mask, n| mask | 1 << n);
+    let mknod = parse("MKNOD").map_or(0, |n| 1 << n);
+    if !defaults.device_rules {
+        mask &= !mknod;
+    }
     if add.all || ambient.all {
         mask |= defaults.capabilities;
     }
@@ -61,6 +65,9 @@ pub(super) fn capabilities(
     }
     warnings.sort();
     mask &= defaults.capabilities;
+    if !defaults.device_rules && mask & mknod != 0 {
+        warnings.push(format!("{FIELD}: MKNOD opens every device of this host, which has no v1 devices controller"));
+    }
     Ok(sets(mask, if ambient.all { mask } else { ambient.mask & mask }))
 }
 

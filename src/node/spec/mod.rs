@@ -43,6 +43,8 @@ pub struct Defaults {
     pub cgroup_parent: String,
     /// The daemon's own bounding set, bit n for capability n: the most a container can have.
     pub capabilities: u64,
+    /// Device rules are enforced: without, a container that can make device nodes can use every device.
+    pub device_rules: bool,
     /// AppArmor is enabled in the kernel.
     pub apparmor: bool,
     /// SELinux is enabled in the kernel.
@@ -65,6 +67,7 @@ impl Default for Defaults {
             hostname: "localhost".to_owned(),
             cgroup_parent: "/aril".to_owned(),
             capabilities: (1 << 41) - 1,
+            device_rules: true,
             apparmor: false,
             selinux: false,
             swap: true,

@@ -39,6 +39,22 @@ fn profile(profile_type: ProfileType) -> Option<cri::SecurityProfile> {
 }
 
 #[test]
+fn where_devices_are_not_controlled_nobody_makes_nodes_unasked() {
+    let has_mknod = |case: &Case| {
+        let (_, extra) = case.spec().unwrap();
+        let mask = case.plan().process.unwrap().capabilities.unwrap().bounding;
+        (mask >> 27 & 1 == 1, extra.warnings.iter().any(|w| w.contains("MKNOD")))
+    };
+    let mut case = Case::new();
+    assert_eq!(has_mknod(&case), (true, false));
+    case.defaults.device_rules = false;
+    assert_eq!(has_mknod(&case), (false, false));
+    let add_capabilities = strings(&["MKNOD"]);
+    case.security().capabilities = Some(cri::Capability { add_capabilities, ..Default::default() });
+    assert_eq!(has_mknod(&case), (true, true));
+}
+
+#[test]
 fn a_sandbox_needs_a_name() {
     invalid("metadata", |c| c.sandbox.metadata = None);
     invalid("metadata.name", |c| c.sandbox.metadata.as_mut().unwrap().name.clear());
