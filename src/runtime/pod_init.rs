@@ -73,7 +73,7 @@ fn run(pod: &Pod, entry: &Entry, channel: &OwnedFd) -> ! {
     };
     let failed = matches!(report, Body::Failure(_));
     // It never executes anything, so nothing would be closed for it.
-    let closed = close_all_but(channel.as_fd()).is_ok();
+    let closed = close_all_but(&[channel.as_fd()]).is_ok();
     if init::report(channel.as_fd(), report, None).is_err() || failed || !closed {
         exit_now(1);
     }

@@ -120,11 +120,11 @@ impl<'a> Context<'a> {
         nix::sys::prctl::set_name(c"aril-init").ok();
         let ready = Ready { user: Some(self.user.clone()), warnings: std::mem::take(&mut self.warnings), steps: times };
         let pty = self.terminal.as_ref().map(|t| t.master.as_fd());
-        if init::report(self.channel.as_fd(), Body::Ready(ready), pty).is_err() {
-            exit_now(1);
-        }
-        // It may wait for long: no pipe, socket or terminal of the shim may stay open for it.
-        if close_all_but(self.channel.as_fd()).is_err() {
+        // It may wait for long: no pipe, socket or terminal of the shim may stay open for it once it is ready.
+        let kept: Vec<_> = pty.into_iter().chain([self.channel.as_fd()]).collect();
+        let told = close_all_but(&kept).and_then(|()| init::report(self.channel.as_fd(), Body::Ready(ready), pty));
+        // Only the shim may keep the master, or the session would never see its end.
+        if told.and_then(|()| close_all_but(&[self.channel.as_fd()])).is_err() {
             exit_now(1);
         }
         if !init::wait_release(self.channel.as_fd()) {

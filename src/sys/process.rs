@@ -119,13 +119,16 @@ pub fn cloexec_from(first: u32) -> io::Result<()> {
 ///
 /// # Errors
 /// As close_range(2).
-pub fn close_all_but(keep: BorrowedFd<'_>) -> io::Result<()> {
-    let keep = keep.as_raw_fd().cast_unsigned();
-    for (first, last) in [(3, keep.saturating_sub(1)), (keep.saturating_add(1).max(3), u32::MAX)] {
-        if first <= last {
+pub fn close_all_but(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut keep: Vec<_> = keep.iter().map(|fd| fd.as_raw_fd().cast_unsigned()).collect();
+    keep.sort_unstable();
+    let mut first = 3;
+    for next in keep.into_iter().filter(|&fd| fd >= 3).chain([u32::MAX]) {
+        if first < next {
             // SAFETY: all arguments are plain numbers; by the rule above nobody uses what is closed.
-            cvt(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) })?;
+            cvt(unsafe { libc::syscall(libc::SYS_close_range, first, next - 1, 0) })?;
         }
+        first = next.saturating_add(1);
     }
     Ok(())
 }
