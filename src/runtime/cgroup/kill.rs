@@ -91,6 +91,15 @@ impl Cgroup {
     /// [`CgroupError::Kernel`]; [`CgroupError::Unkillable`] on kernels without `cgroup.kill` if processes fork
     /// faster than they die. A cgroup that is gone is no error.
     pub fn kill(&self) -> Result<(), CgroupError> {
+        let killed = self.send_kill();
+        // A process frozen on v1 dies only once it is thawed.
+        if let Some(dir) = self.directory("freezer") {
+            thaw(dir, MAX_DEPTH);
+        }
+        killed
+    }
+
+    fn send_kill(&self) -> Result<(), CgroupError> {
         if let Some(unified) = self.hierarchies.unified().and_then(|i| self.dir(i)) {
             match file::write(unified, "cgroup.kill", "1") {
                 Ok(()) => return Ok(()),
@@ -134,6 +143,21 @@ impl Cgroup {
             doomed = pids;
         }
         Err(CgroupError::Unkillable { path: self.path.as_str().to_owned(), rounds: MAX_ROUNDS })
+    }
+}
+
+/// Thaws a v1 cgroup that is frozen, and those below it that are by themselves. What cannot be thawed, or is gone, is
+/// left to whoever waits for the processes to end.
+fn thaw(dir: BorrowedFd<'_>, depth: u32) {
+    let Ok(state) = file::read(dir, "freezer.state") else { return };
+    if state.trim() == "THAWED" || depth == 0 {
+        return;
+    }
+    file::write(dir, "freezer.state", "THAWED").ok();
+    for child in file::children(dir).unwrap_or_default() {
+        if let Ok(child) = file::open_dir(dir, &child) {
+            thaw(child.as_fd(), depth - 1);
+        }
     }
 }
 
