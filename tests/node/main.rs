@@ -23,5 +23,6 @@ mod process;
 mod resources;
 mod restart;
 mod security;
+mod sick;
 mod speed;
 mod stress;
