@@ -174,3 +174,29 @@ async fn a_shim_keeps_to_itself() {
     }
     pod.finish().await;
 }
+
+/// What a pod has been through leaves no trace in its shim's memory.
+#[tokio::test]
+async fn a_shim_does_not_grow() {
+    let mut pod = TestPod::start().await;
+    let rollup = format!("/proc/{}/smaps_rollup", pod.shim.pid());
+    let private_kib = || -> u64 {
+        let text = std::fs::read_to_string(&rollup).unwrap();
+        let line = text.lines().find(|line| line.starts_with("Private_Dirty:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    let mut before = u64::MAX;
+    for round in 0..3 {
+        let id = pod.run("seq 20000; sleep 1000").await;
+        for _ in 0..60 {
+            assert_eq!(pod.exec_args(&id, &["/bin/true"]).await.0, 0);
+        }
+        pod.shim.delete(&id, true).await.unwrap();
+        if round == 0 {
+            before = private_kib();
+        }
+    }
+    let after = private_kib();
+    assert!(after <= before + 64, "from {before} to {after} KiB");
+    pod.finish().await;
+}
