@@ -196,7 +196,7 @@ mod tests {
         let mut log = LogFile::open(&path).unwrap();
         write!(file, "{T} stdout F one\n{T} stdo").unwrap();
         assert_eq!(text(&mut log), [(Stream::Stdout, true, "one".into())]);
-        write!(file, "ut F two\n").unwrap();
+        writeln!(file, "ut F two").unwrap();
         assert_eq!(text(&mut log), [(Stream::Stdout, true, "two".into())]);
         assert!(!log.rotated().unwrap());
     }

@@ -57,6 +57,7 @@ pub(super) struct Context<'a> {
 
 impl<'a> Context<'a> {
     /// In this order, each for the reason beside it.
+    #[allow(clippy::type_complexity)]
     const STEPS: [(&'static str, fn(&mut Self) -> Result<(), StepError>); 16] = [
         ("cgroup", Self::enter_cgroup),     // before the cgroup namespace, whose root this becomes
         ("namespaces", Self::namespaces),   // with the capabilities of the host still held

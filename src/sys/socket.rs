@@ -189,7 +189,7 @@ mod tests {
             send(a.as_fd(), b"x", &vec![writer.as_fd(); count]).unwrap();
             assert_eq!(receive(b.as_fd(), &mut [0; 10]).unwrap_err().raw_os_error(), Some(libc::EMSGSIZE));
         }
-        send(a.as_fd(), b"x", &vec![writer.as_fd(); MAX_FDS]).unwrap();
+        send(a.as_fd(), b"x", &[writer.as_fd(); MAX_FDS]).unwrap();
         let received = receive(b.as_fd(), &mut [0; 10]).unwrap();
         assert_eq!(received.1.len(), MAX_FDS);
         // The end of the pipe comes when no copy of its other side is left.

@@ -3,6 +3,8 @@
 //! A case clones containers from its own process, which must have one thread, so each runs in a process of its own:
 //! this program started again with the case's name.
 
+#![allow(clippy::unwrap_used)]
+
 mod cases;
 mod support;
 
