@@ -26,6 +26,7 @@ mod exec;
 mod init;
 mod masks;
 mod mounts;
+mod oom;
 mod pod;
 mod pod_init;
 mod rootfs;

@@ -18,7 +18,7 @@ use super::exec::Session;
 use super::init::{Init, Stdio3};
 use super::pod_init::{self, PodInit};
 use super::stages::Context;
-use super::{credentials, sysctl};
+use super::{credentials, oom, sysctl};
 use crate::plan;
 use crate::plan::namespaces::Source;
 use crate::sys::mount::{FsContext, attach, attr, clone_mount};
@@ -126,6 +126,14 @@ impl Pod {
         let mut warnings = Vec::new();
         credentials::set_oom_score(self.proc(), score, &mut warnings).in_step("oom_score_adj of the shim")?;
         Ok(warnings)
+    }
+
+    /// Gives every process of a container this OOM score; where that is not allowed, says so.
+    ///
+    /// # Errors
+    /// [`RuntimeError`] if a process cannot be reached for another reason than its end.
+    pub fn set_oom_score(&self, cgroup: &Cgroup, score: i32) -> Result<Vec<String>, RuntimeError> {
+        oom::set_all(self.proc(), cgroup, score)
     }
 
     /// The pod init's pid in the shim's PID namespace, if the pod has one.

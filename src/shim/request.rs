@@ -101,12 +101,21 @@ impl Server {
     fn update(&mut self, to: ReplyTo, request: &pb::Update) -> Result<(), Failure> {
         let resources = plan::Resources::decode(request.resources.as_slice())
             .map_err(|e| Failure::invalid(format!("resources of container {}: {e}", request.container_id)))?;
-        let container = self.container(&request.container_id)?;
+        let key = self.find(&request.container_id).ok_or_else(|| no_container(&request.container_id))?;
+        let Some(container) = self.containers.get_mut(&key) else { return Err(no_container(&request.container_id)) };
         if !matches!(container.phase, Phase::Created | Phase::Starting(_) | Phase::Running) {
             let (id, phase) = (&container.id, container.phase.name());
             return Err(Failure::refused(format!("container {id} is {phase}; it has no limits to update")));
         }
-        let warnings = container.cgroup().map_or(Ok(Vec::new()), |cgroup| cgroup.apply(&resources))?;
+        let mut warnings = Vec::new();
+        if let Some(init) = &container.init {
+            warnings.extend(init.cgroup.apply(&resources)?);
+            // kubelet names the score in every update.
+            if let Some(score) = request.oom_score_adj.filter(|score| container.process.oom_score_adj != Some(*score)) {
+                warnings.extend(self.pod.set_oom_score(&init.cgroup, score)?);
+                container.process.oom_score_adj = Some(score);
+            }
+        }
         self.reply(to, pb::reply::Body::Update(pb::UpdateReply { warnings }), Vec::new());
         Ok(())
     }

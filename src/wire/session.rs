@@ -199,8 +199,14 @@ impl Shim {
     ///
     /// # Errors
     /// As [`Shim::call`]; the old limits hold then.
-    pub async fn update(&self, container_id: &str, resources: &plan::Resources) -> Result<Vec<String>, WireError> {
-        let request = pb::Update { container_id: container_id.to_owned(), resources: resources.encode_to_vec() };
+    pub async fn update(
+        &self,
+        container_id: &str,
+        resources: &plan::Resources,
+        oom_score_adj: Option<i32>,
+    ) -> Result<Vec<String>, WireError> {
+        let container_id = container_id.to_owned();
+        let request = pb::Update { container_id, resources: resources.encode_to_vec(), oom_score_adj };
         match self.call(Request::Update(request), Vec::new()).await? {
             (Reply::Update(reply), _) => Ok(reply.warnings),
             _ => Err(WireError::Unexpected { request: "update" }),

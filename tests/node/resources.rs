@@ -52,6 +52,32 @@ fn limits_are_updated_while_it_runs() {
     node.finish();
 }
 
+/// In each process there is, in what they start, and in what is executed from now on.
+#[test]
+fn the_oom_score_is_updated_in_every_process() {
+    let node = TestNode::start();
+    let container = node.run_pod("score").container(["sh", "-c", "sleep 1000 & sleep 1000 & wait"]);
+    let container = container.resources(|r| r.oom_score_adj = 800).run();
+    container.sh("sleep 1000 >/dev/null 2>&1 &");
+    let pids = wait_for("four processes", PATIENCE, || Some(container.pids()).filter(|p| p.len() == 4));
+    let scores = || -> Vec<String> {
+        pids.iter().map(|&pid| crate::support::read_proc(pid, "oom_score_adj").trim().to_owned()).collect()
+    };
+    assert_eq!(scores(), ["800"; 4]);
+    let told = || container.status().resources.unwrap().linux.unwrap().oom_score_adj;
+    for score in [950, 800] {
+        container.update(|r| r.oom_score_adj = score).unwrap();
+        assert_eq!(scores(), vec![score.to_string(); 4]);
+        assert_eq!(container.sh("cat /proc/self/oom_score_adj"), score.to_string());
+        assert_eq!(told(), score);
+    }
+    // Not named, it stays.
+    container.update(|r| r.cpu_shares = 100).unwrap();
+    assert_eq!((told(), scores()), (800, vec!["800".to_owned(); 4]));
+    refused(container.update(|r| r.oom_score_adj = 1001), Code::InvalidArgument, &["oom_score_adj"]);
+    node.finish();
+}
+
 #[test]
 fn limits_are_updated_before_it_runs() {
     let node = TestNode::start();

@@ -99,7 +99,7 @@ async fn senseless_requests_are_refused() {
         Body::Signal(pb::Signal::default()),
         Body::Exec(pb::Exec::default()),
         Body::ReopenLog(pb::ReopenLog::default()),
-        Body::Update(pb::Update { container_id: "x".repeat(100_000), resources: Vec::new() }),
+        Body::Update(pb::Update { container_id: "x".repeat(100_000), resources: Vec::new(), oom_score_adj: None }),
         Body::Attach(pb::Attach::default()),
         Body::Resize(pb::Resize { rows: u32::MAX, ..Default::default() }),
         Body::CloseStdin(pb::CloseStdin::default()),

@@ -160,12 +160,12 @@ async fn limits_are_updated_and_refused() {
     let mut pod = TestPod::start().await;
     let id = pod.run("sleep 1000").await;
     let limits = plan::Resources { memory_limit_bytes: Some(64 << 20), pids_limit: Some(50), ..Default::default() };
-    pod.shim.update(&id, &limits).await.unwrap();
+    pod.shim.update(&id, &limits, None).await.unwrap();
     let wrong = plan::Resources { cpuset_cpus: Some("nonsense".into()), ..Default::default() };
-    assert_eq!(kind(pod.shim.update(&id, &wrong).await), Kind::Invalid);
+    assert_eq!(kind(pod.shim.update(&id, &wrong, None).await), Kind::Invalid);
     pod.shim.signal(&id, 9, true).await.unwrap();
     pod.exit(&id).await;
-    assert_eq!(kind(pod.shim.update(&id, &limits).await), Kind::Refused);
+    assert_eq!(kind(pod.shim.update(&id, &limits, None).await), Kind::Refused);
     pod.finish().await;
 }
 

@@ -231,8 +231,8 @@ impl Pod {
         let Some(entry) = self.containers.get(id) else {
             return answer(reply, Err(NodeError::NoContainer(id.to_string())));
         };
-        let plan = match crate::node::spec::update(&wanted, &self.node.defaults).map_err(NodeError::from) {
-            Ok(plan) => plan,
+        let (plan, score) = match crate::node::spec::update(&wanted, &self.node.defaults).map_err(NodeError::from) {
+            Ok(update) => update,
             Err(e) => return answer(reply, Err(e)),
         };
         let shim = match (&entry.record.state, &self.shim) {
@@ -249,7 +249,7 @@ impl Pod {
         };
         let id = id.clone();
         self.ops.push(async move {
-            let call = shim.update(id.as_str(), &plan);
+            let call = shim.update(id.as_str(), &plan, score);
             let result = limited("update container", id.short(), UPDATE_DEADLINE, call).await;
             Done::Updated(id, Updated { resources: Box::new(wanted), result, reply })
         });

@@ -14,15 +14,19 @@ const MIN_QUOTA_US: i64 = 1000;
 /// Entries of the cgroup v2 map.
 const MAX_UNIFIED: usize = 256;
 
-/// Limits for a container that exists already; what is not set stays as it is.
+/// Limits for a container that exists already, and its OOM score; what is not set stays as it is.
 ///
 /// # Errors
 /// [`SpecError::Invalid`] naming the field below `linux`.
 ///
 /// Source: CRI v1 `UpdateContainerResourcesRequest.linux`.
-pub fn update(resources: &cri::LinuxContainerResources, defaults: &Defaults) -> Result<plan::Resources, SpecError> {
+pub fn update(
+    resources: &cri::LinuxContainerResources,
+    defaults: &Defaults,
+) -> Result<(plan::Resources, Option<i32>), SpecError> {
     let spec = resources_spec("linux", resources, defaults)?;
-    compile_resources(&spec).map_err(|e| SpecError::invalid("linux", e.to_string()))
+    let score = Some(oom_score_adj("linux", resources)?).filter(|score| *score != 0);
+    Ok((compile_resources(&spec).map_err(|e| SpecError::invalid("linux", e.to_string()))?, score))
 }
 
 pub(super) fn resources_spec(
