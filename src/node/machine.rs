@@ -28,6 +28,7 @@ pub(super) fn defaults(settings: &Settings) -> Defaults {
         swap: swap_is_counted(),
         recursive_read_only: recursive_read_only(),
         shm_size_bytes: settings.shm_size_bytes,
+        open_files: settings.open_files,
         unprivileged_ports: general.unprivileged_ports,
     }
 }

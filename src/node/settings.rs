@@ -19,6 +19,8 @@ pub struct Settings {
     pub shim_cgroup: String,
     /// Size of a pod's `/dev/shm`.
     pub shm_size_bytes: u64,
+    /// The limits of open files of every container, soft and hard; `None`: those shims are started with.
+    pub open_files: Option<(u64, u64)>,
 }
 
 impl Settings {
@@ -32,6 +34,7 @@ impl Settings {
             cgroup_parent: "/aril".to_owned(),
             shim_cgroup: "/aril-shims".to_owned(),
             shm_size_bytes: 64 << 20,
+            open_files: None,
         }
     }
 

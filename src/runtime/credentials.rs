@@ -15,8 +15,18 @@ use crate::plan;
 use crate::sys::path::open_proc;
 use crate::sys::process::set_rlimit;
 
-/// Resource limits. A hard limit that may not be raised is lowered to what is allowed, with a warning.
-pub(super) fn set_limits(process: &plan::Process, warnings: &mut Vec<String>) -> Result<(), StepError> {
+/// Resource limits. A hard limit that may not be raised is lowered to what is allowed, with a warning. `open_files`,
+/// soft and hard, are for a process that names none: the shim's own are not the workload's.
+pub(super) fn set_limits(
+    process: &plan::Process,
+    open_files: (u64, u64),
+    warnings: &mut Vec<String>,
+) -> Result<(), StepError> {
+    let (soft, hard) = open_files;
+    if soft < hard && !process.rlimits.iter().any(|limit| limit.resource == libc::RLIMIT_NOFILE) {
+        let what = || format!("set the limit of open files back to {soft}");
+        set_rlimit(libc::RLIMIT_NOFILE, soft, hard).doing(what)?;
+    }
     for limit in &process.rlimits {
         match set_rlimit(limit.resource, limit.soft, limit.hard) {
             Err(e) if e.raw_os_error() == Some(libc::EPERM) => warnings.push(format!(

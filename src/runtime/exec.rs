@@ -194,7 +194,7 @@ impl Session<'_> {
         let mut warnings = Vec::new();
         let score = self.process.oom_score_adj.unwrap_or(0);
         credentials::set_oom_score(self.pod.proc(), score, &mut warnings).map_err(step("limits"))?;
-        credentials::set_limits(self.process, &mut warnings).map_err(step("limits"))?;
+        credentials::set_limits(self.process, self.pod.open_files(), &mut warnings).map_err(step("limits"))?;
         self.join().map_err(step("namespaces"))?;
         let root = open_root().map_err(step("namespaces"))?;
         let user = match self.user {

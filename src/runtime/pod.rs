@@ -23,7 +23,7 @@ use crate::plan;
 use crate::plan::namespaces::Source;
 use crate::sys::mount::{FsContext, attach, attr, clone_mount};
 use crate::sys::net::loopback_up;
-use crate::sys::process::{Cloned, SingleThreaded, clone_process, pidfd_open};
+use crate::sys::process::{Cloned, SingleThreaded, clone_process, pidfd_open, raise_open_files};
 use crate::sys::socket;
 
 /// The namespaces the shim was started in.
@@ -46,6 +46,8 @@ pub struct Pod {
     host: HostNamespaces,
     /// The shim itself: the way back into its own PID namespace.
     own_pidfd: OwnedFd,
+    /// The limits of open files, soft and hard, that the shim was started with.
+    open_files: (u64, u64),
     hierarchies: Hierarchies,
     run_dir: PathBuf,
     shm: Option<SharedMemory>,
@@ -94,6 +96,7 @@ impl Pod {
                 cgroup: open_namespace("cgroup").in_step(STEP)?,
             },
             own_pidfd: pidfd_open(own_pid).doing(|| "open a pidfd of the shim".to_owned()).in_step(STEP)?,
+            open_files: raise_open_files().doing(|| "raise the limit of open files".to_owned()).in_step(STEP)?,
             hierarchies: Hierarchies::detect()?,
             run_dir: PathBuf::from("/"),
             shm: None,
@@ -315,6 +318,10 @@ impl Pod {
 
     pub(super) fn null(&self) -> BorrowedFd<'_> {
         self.null.file.as_fd()
+    }
+
+    pub(super) fn open_files(&self) -> (u64, u64) {
+        self.open_files
     }
 
     pub(super) fn host(&self) -> &HostNamespaces {

@@ -258,7 +258,7 @@ impl<'a> Context<'a> {
         // Always written: the shim's own score is not the workload's.
         let score = self.process.oom_score_adj.unwrap_or(0);
         credentials::set_oom_score(self.pod.proc(), score, &mut self.warnings)?;
-        credentials::set_limits(self.process, &mut self.warnings)
+        credentials::set_limits(self.process, self.pod.open_files(), &mut self.warnings)
     }
 
     fn pivot(&mut self) -> Result<(), StepError> {

@@ -19,6 +19,7 @@ use tracing::level_filters::LevelFilter;
 use aril::cli::args::{Global, ServeArgs};
 use aril::config::{Config, LogFormat, LogLevel};
 use aril::node::{Node, Settings};
+use aril::sys::process;
 use aril::{cli, cri, observe};
 
 use self::listener::Bound;
@@ -43,20 +44,22 @@ pub fn serve(global: &Global, args: &ServeArgs) -> Result<(), Box<dyn Error>> {
         // Fails only for the leader of a process group, and then there is one already.
         nix::unistd::setsid().ok();
     }
+    // As many as pods need; containers get what this process was started with.
+    let open_files = process::raise_open_files()?;
     let shim = config.find_shim(std::env::current_exe().ok().as_deref())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.worker_threads)
         .thread_name("aril")
         .enable_all()
         .build()?;
-    let result = runtime.block_on(run(&config, shim, args.exit_when_idle));
+    let result = runtime.block_on(run(&config, settings(&config, shim, open_files), args.exit_when_idle));
     // What still runs after the drain waits for shims; they do without us.
     runtime.shutdown_timeout(Duration::from_millis(100));
     result
 }
 
-async fn run(config: &Config, shim: PathBuf, exit_when_idle: bool) -> Result<(), Box<dyn Error>> {
-    let node = Node::open(settings(config, shim)).await?;
+async fn run(config: &Config, settings: Settings, exit_when_idle: bool) -> Result<(), Box<dyn Error>> {
+    let node = Node::open(settings).await?;
     let bound = Bound::new(&config.socket)?;
     let (end, ended) = watch::channel(false);
     let until_told = {
@@ -91,7 +94,7 @@ async fn run(config: &Config, shim: PathBuf, exit_when_idle: bool) -> Result<(),
     Ok(())
 }
 
-fn settings(config: &Config, shim: PathBuf) -> Settings {
+fn settings(config: &Config, shim: PathBuf, open_files: (u64, u64)) -> Settings {
     Settings {
         root: config.root.clone(),
         state: config.state.clone(),
@@ -99,6 +102,7 @@ fn settings(config: &Config, shim: PathBuf) -> Settings {
         cgroup_parent: config.cgroup_parent.clone(),
         shim_cgroup: config.shim_cgroup.clone(),
         shm_size_bytes: config.shm_size_bytes,
+        open_files: Some(open_files),
     }
 }
 

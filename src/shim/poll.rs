@@ -209,6 +209,8 @@ pub enum Timer {
     Trim,
     /// Time to enter the cgroup of shims.
     Home,
+    /// Time to accept connections again.
+    Accept,
 }
 
 /// Deadlines; there are never many.

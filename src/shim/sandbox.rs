@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -13,13 +14,16 @@ use prost::Message;
 
 use super::connection::ReplyTo;
 use super::failure::Failure;
-use super::poll::{Source, Watch};
+use super::poll::{Source, Timer, Watch};
 use super::server::Server;
 use crate::disk::{self, Durability};
 use crate::plan;
 use crate::runtime::cgroup::{Cgroup, Hierarchies};
 use crate::sys::socket;
 use crate::wire::{CGROUPS_NAME, EXITS_NAME, SOCKET_NAME, pb, socket_path};
+
+/// How long connections wait that cannot be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// The sandbox, once it is set up.
 #[derive(Debug)]
@@ -148,13 +152,28 @@ impl Server {
 
     /// A daemon connects.
     pub fn accept(&mut self) {
-        while let Some(sandbox) = &self.sandbox
-            && let Ok(Some(connection)) = socket::accept(sandbox.listener.as_fd())
-        {
+        while let Some(sandbox) = &self.sandbox {
+            let connection = match socket::accept(sandbox.listener.as_fd()) {
+                Ok(Some(connection)) => connection,
+                Ok(None) => return,
+                Err(_) => {
+                    // No descriptor is free, or no memory; the connection would be told of again and again.
+                    self.poller.remove(&sandbox.listener);
+                    return self.timers.set(Timer::Accept, ACCEPT_PAUSE);
+                }
+            };
             let own = nix::unistd::geteuid().as_raw();
             if socket::peer_uid(connection.as_fd()).is_ok_and(|uid| uid == own) {
                 self.connected(connection);
             }
+        }
+    }
+
+    /// Connections could not be accepted a moment ago.
+    pub fn accept_again(&mut self) {
+        let Some(sandbox) = &self.sandbox else { return };
+        if self.poller.add(&sandbox.listener, Source::Listener, Watch::Read).is_err() {
+            self.timers.set(Timer::Accept, ACCEPT_PAUSE);
         }
     }
 }

@@ -146,6 +146,7 @@ impl Server {
             }
             Timer::Shutdown => self.shutdown_overdue(),
             Timer::Home => self.at_home(),
+            Timer::Accept => self.accept_again(),
             Timer::Trim => {
                 self.scratch.batch = Vec::new();
                 memory::trim();

@@ -144,6 +144,20 @@ pub fn set_rlimit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
     cvt(unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, &raw const limit, old) }).map(drop)
 }
 
+/// Raises the soft limit of open files of the calling process to its hard one, which costs nothing to whoever does not
+/// use select(2). Returns both as they were, for children that might.
+///
+/// # Errors
+/// As getrlimit(2) and setrlimit(2).
+pub fn raise_open_files() -> io::Result<(u64, u64)> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if soft < hard {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    }
+    Ok((soft, hard))
+}
+
 /// Gives every signal its default action and unblocks all, as a new program expects.
 ///
 /// # Errors

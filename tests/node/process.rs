@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use aril::api::cri::{ContainerState, Signal as CriSignal};
+use aril::api::cri::{ContainerState, NamespaceMode, Signal as CriSignal};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::support::{PATIENCE, TestNode, process_alive, wait_for};
+use crate::support::{Options, PATIENCE, TestNode, process_alive, read_proc, wait_for};
 
 fn strings(value: &Value) -> Vec<&str> {
     value.as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect()
@@ -53,6 +53,34 @@ fn the_working_directory_is_made_if_it_is_not_there() {
     assert_eq!(report("/tmp"), "/tmp");
     assert_eq!(report("/made/for/it"), "/made/for/it");
     node.finish();
+}
+
+/// The daemon and its shims raise their own limit; programs that use select(2) must not inherit that.
+#[test]
+fn open_files_are_limited_as_for_the_daemon_when_it_started() {
+    let node = TestNode::with(Options { open_files: 300, ..Options::default() });
+    let limits = |pid: i32| {
+        let text = read_proc(pid, "limits");
+        let line = text.lines().find_map(|l| l.strip_prefix("Max open files")).unwrap();
+        let mut numbers = line.split_whitespace().map(|n| n.parse::<u64>().unwrap_or(u64::MAX));
+        (numbers.next(), numbers.next())
+    };
+    for pod in [node.run_pod("own"), node.pod("shared").namespaces(|n| n.pid = NamespaceMode::Pod.into()).run()] {
+        let container = pod.sleeper();
+        for pid in [node.daemon_pid(), kernel_parent(container.init_pid())] {
+            let (soft, hard) = limits(pid);
+            assert!(soft == hard && soft > Some(300), "{soft:?} of {hard:?} open files");
+        }
+        assert_eq!(limits(container.init_pid()).0, Some(300));
+        assert_eq!(container.sh("ulimit -Sn"), "300");
+        assert_eq!(container.sh("ulimit -Hn"), limits(container.init_pid()).1.unwrap().to_string());
+    }
+    node.finish();
+}
+
+fn kernel_parent(pid: i32) -> i32 {
+    let stat = read_proc(pid, "stat");
+    stat.rsplit_once(')').unwrap().1.split(' ').nth(2).unwrap().parse().unwrap()
 }
 
 #[test]

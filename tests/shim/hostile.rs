@@ -70,6 +70,39 @@ async fn malformed_packets_end_only_their_connection() {
     pod.finish().await;
 }
 
+/// A shim without a descriptor to spare neither spins nor forgets who wants in.
+#[tokio::test]
+async fn a_shim_out_of_descriptors_lets_connections_wait() {
+    let pod = TestPod::start().await;
+    let pid = pod.shim.pid();
+    let used: Vec<u32> = std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name().to_str().unwrap().parse().unwrap())
+        .collect();
+    let free = (0..).find(|n| !used.contains(n)).unwrap();
+    let limit = |soft: &str| {
+        let limit = format!("--nofile={soft}:");
+        let done = std::process::Command::new("prlimit").args(["--pid", &pid.to_string(), &limit]).status();
+        assert!(done.unwrap().success());
+    };
+    let ticks = || -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        stat.rsplit_once(')').unwrap().1.split(' ').skip(12).take(2).map(|n| n.parse::<u64>().unwrap()).sum()
+    };
+    limit(&free.to_string());
+    let waiting = connect(&pod);
+    let before = ticks();
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    assert!(ticks() - before < 5, "{} ticks of a second", ticks() - before);
+    limit("512");
+    let waiting = tokio::task::spawn_blocking(move || {
+        hello(&waiting);
+        waiting
+    });
+    drop(tokio::time::timeout(crate::pod::PATIENCE, waiting).await.expect("never accepted").unwrap());
+    pod.finish().await;
+}
+
 /// A daemon that asks and never reads is cut off when too much is kept for it.
 #[tokio::test]
 async fn a_peer_that_does_not_read_is_cut_off() {

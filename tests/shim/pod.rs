@@ -241,9 +241,15 @@ impl Drop for TestPod {
             eprintln!("the shim's log: {log:?}");
             for _ in 0..100 {
                 if Command::new(SHIM).arg("cleanup").arg(dir.path().join("run")).status().unwrap().success() {
-                    return;
+                    break;
                 }
                 std::thread::sleep(Duration::from_millis(20));
+            }
+            // Of shims that were shut down the last one removes it; this one was killed.
+            for shims in self.cgroup_dirs(&format!("{}-shims", self.cgroup)) {
+                while fs::remove_dir(&shims).is_err() && Path::new(&format!("/proc/{pid}")).exists() {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
             }
         }
     }

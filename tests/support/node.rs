@@ -30,6 +30,8 @@ pub struct Options {
     pub root_size: &'static str,
     /// Environment of the daemon.
     pub environment: Vec<(&'static str, String)>,
+    /// Soft limit of open files of the daemon; 0: the tests' own.
+    pub open_files: u32,
 }
 
 /// A daemon, with directories, cgroup parent, mount and network namespace of its own.
@@ -119,7 +121,14 @@ impl TestNode {
 
     fn spawn_daemon(&self) -> Child {
         let log = OpenOptions::new().create(true).append(true).open(self.path("daemon.log")).expect("open the log");
-        let mut command = self.inside(env!("CARGO_BIN_EXE_aril"));
+        let mut command = match self.options.open_files {
+            0 => self.inside(env!("CARGO_BIN_EXE_aril")),
+            soft => {
+                let mut command = self.inside("prlimit");
+                command.arg(format!("--nofile={soft}:")).arg(env!("CARGO_BIN_EXE_aril"));
+                command
+            }
+        };
         command.arg("--config").arg(self.path("config.toml"));
         command.arg("--root").arg(self.path("root")).arg("--state").arg(self.path("state"));
         command.arg("--socket").arg(self.socket()).arg("serve");

@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, LinuxResources, Process, Root, Spec, User};
+use oci_spec::runtime::{
+    Linux, LinuxNamespace, LinuxNamespaceType, LinuxResources, PosixRlimit, PosixRlimitBuilder, PosixRlimitType,
+    Process, Root, Spec, User,
+};
 
 use super::mount::{Manner, Mounts};
 use super::namespace::ContainerPid;
@@ -159,10 +162,17 @@ fn process_spec(
     spec.set_env(Some(process::env(config, &input.image, hostname)?));
     spec.set_cwd(PathBuf::from(process::working_dir(config, &input.image)?));
     spec.set_capabilities(Some(capability::capabilities(context, input.defaults, warnings)?));
-    spec.set_rlimits(None);
+    spec.set_rlimits(rlimits(input.defaults.open_files)?);
     spec.set_no_new_privileges(Some(context.no_new_privs));
     spec.set_oom_score_adj(Some(resource::oom_score_adj("linux.resources", resources)?));
     Ok(spec)
+}
+
+/// CRI has no limits of processes: a container gets what the daemon was started with.
+fn rlimits(open_files: Option<(u64, u64)>) -> Result<Option<Vec<PosixRlimit>>, SpecError> {
+    let Some((soft, hard)) = open_files else { return Ok(None) };
+    let limit = PosixRlimitBuilder::default().typ(PosixRlimitType::RlimitNofile).soft(soft).hard(hard).build();
+    Ok(Some(vec![limit.map_err(|e| SpecError::invalid("process.rlimits", e.to_string()))?]))
 }
 
 /// As far as it is known before the image's files are read; `Extra::user` is what counts.

@@ -55,6 +55,8 @@ pub struct Defaults {
     pub recursive_read_only: bool,
     /// Size of a pod's `/dev/shm`.
     pub shm_size_bytes: u64,
+    /// The limits of open files of every container, soft and hard; `None`: those of whoever starts it.
+    pub open_files: Option<(u64, u64)>,
     /// Lets processes of pods with a network of their own use ports below 1024 and ping without
     /// a capability.
     pub unprivileged_ports: bool,
@@ -73,6 +75,7 @@ impl Default for Defaults {
             swap: true,
             recursive_read_only: true,
             shm_size_bytes: 64 << 20,
+            open_files: None,
             unprivileged_ports: true,
         }
     }

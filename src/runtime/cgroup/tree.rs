@@ -70,7 +70,16 @@ fn try_make(root: BorrowedFd<'_>, path: &CgroupPath) -> nix::Result<New> {
         }
         done => done?,
     };
-    Ok(New { fd: file::open_dir(root, path.relative())?, made })
+    match file::open_dir(root, path.relative()) {
+        Ok(fd) => Ok(New { fd, made }),
+        Err(errno) => {
+            if made {
+                // No descriptor is free, say: nobody would know of it.
+                rmdir(root, path.relative()).ok();
+            }
+            Err(errno)
+        }
+    }
 }
 
 /// Marks a cgroup as ours to remove. Where that is not possible it stays when the last one below it goes.
