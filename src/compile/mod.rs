@@ -14,6 +14,7 @@ mod process;
 mod resources;
 pub mod sysctl;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use oci_spec::runtime::{Hooks, Linux, Spec};
@@ -43,6 +44,8 @@ pub struct Extra {
     /// Positions in `spec.mounts` of volumes: a missing source is made as a directory, and
     /// propagation the source cannot give is an error.
     pub volumes: Vec<usize>,
+    /// Mounts by their positions in `spec.mounts` that show the files of an image.
+    pub images: BTreeMap<usize, plan::ImageTree>,
     /// What was done less well than asked, one sentence each; for the log, not for the plan.
     pub warnings: Vec<String>,
 }

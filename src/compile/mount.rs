@@ -93,7 +93,8 @@ fn compile_mount(i: usize, mount: &Mount, target: String, extra: &Extra) -> Resu
         let reason = "options for the mount alone and options for the tree below it (rro …) cannot be mixed";
         return Err(CompileError::invalid(format!("{field}.options"), reason));
     }
-    let kind = kind(mount, &target, &options, extra);
+    let image = extra.images.get(&i).cloned();
+    let kind = if image.is_some() { Kind::Image } else { kind(mount, &target, &options, extra) };
     let source = mount.source().as_deref().map(|s| text(&format!("{field}.source"), s)).transpose()?;
     let source = source.unwrap_or_default();
     match kind {
@@ -118,6 +119,7 @@ fn compile_mount(i: usize, mount: &Mount, target: String, extra: &Extra) -> Resu
         attr_recursive: options.recursive,
         create_source: is_volume && kind == Kind::Bind,
         need_peer: is_volume && matches!(propagation, Propagation::Slave | Propagation::Shared),
+        image,
     })
 }
 

@@ -36,6 +36,7 @@ pub(super) fn container(node: &Node, record: &ContainerRecord) -> Info {
         "pid": record.state.pid().unwrap_or_default(),
         "state": record.state,
         "layers": record.layers,
+        "imageVolumes": record.image_volumes,
         "directory": node.settings().container(&record.id),
         "timeline": record.timeline,
         "warnings": record.warnings,

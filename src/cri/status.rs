@@ -97,7 +97,7 @@ pub(super) fn container_status(record: &ContainerRecord) -> cri::ContainerStatus
         message,
         labels: record.config.labels.clone(),
         annotations: record.config.annotations.clone(),
-        mounts: record.config.mounts.clone(),
+        mounts: mounts(record),
         log_path: record.log_path.clone(),
         resources: record
             .resources
@@ -107,6 +107,17 @@ pub(super) fn container_status(record: &ContainerRecord) -> cri::ContainerStatus
         user: record.user.as_ref().map(user),
         stop_signal: stop_signal(record).into(),
     }
+}
+
+/// The mounts as asked for; those of images also tell which image it came to.
+fn mounts(record: &ContainerRecord) -> Vec<cri::Mount> {
+    let mut mounts = record.config.mounts.clone();
+    for volume in &record.image_volumes {
+        if let Some(image) = mounts.get_mut(volume.mount).and_then(|mount| mount.image.as_mut()) {
+            image.image_ref = volume.image_id.to_string();
+        }
+    }
+    mounts
 }
 
 fn image(record: &ContainerRecord) -> cri::ImageSpec {
@@ -176,6 +187,7 @@ pub(super) mod tests {
             image_id: crate::id::Digest::sha256([1; 32]),
             image_name: "busybox:latest".into(),
             layers: Vec::new(),
+            image_volumes: Vec::new(),
             log_path: "/var/log/pods/p/c/0.log".into(),
             stop_signal: 15,
             user: Some(User { uid: 1000, gid: 5, groups: vec![5, 6] }),

@@ -21,6 +21,17 @@ pub enum NodeError {
     /// The image of a container is not on this node.
     #[error("image {0:?} is not on this node: import it with `aril image import`")]
     NoImage(String),
+    /// The image of a volume is not on this node; kubelet knows the prefix.
+    #[error("ImageVolumeMountFailed: {field}: image {image:?} is not on this node: pull it first")]
+    NoVolumeImage {
+        /// Which mount of the request.
+        field: String,
+        /// As it was asked for.
+        image: String,
+    },
+    /// The image of a volume could not be mounted; kubelet knows the prefix.
+    #[error("ImageVolumeMountFailed: {0}")]
+    ImageVolume(String),
     /// Half an id that is the start of several.
     #[error("{count} {objects} have an id that starts with {prefix:?}: give more of it")]
     Ambiguous {
@@ -148,8 +159,12 @@ impl NodeError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::NoSandbox(_) | Self::NoContainer(_) | Self::NoImage(_) => ErrorKind::NotFound,
+            Self::NoSandbox(_) | Self::NoContainer(_) | Self::NoImage(_) | Self::NoVolumeImage { .. } => {
+                ErrorKind::NotFound
+            }
             Self::Ambiguous { .. } | Self::Invalid { .. } | Self::Compile(_) => ErrorKind::Invalid,
+            // Nearly always a sub path that is not there.
+            Self::ImageVolume(_) => ErrorKind::Invalid,
             Self::Spec(e) => match e.kind() {
                 spec::Kind::InvalidArgument => ErrorKind::Invalid,
                 spec::Kind::Unimplemented => ErrorKind::Unsupported,

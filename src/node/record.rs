@@ -73,6 +73,9 @@ pub struct ContainerRecord {
     pub image_name: String,
     /// Keys of the image's layers, uppermost first: they must stay while the container is.
     pub layers: Vec<String>,
+    /// Images it has as volumes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub image_volumes: Vec<ImageVolume>,
     /// Absolute; empty: output is discarded.
     pub log_path: String,
     /// Sent by a plain stop; a Linux signal number.
@@ -100,6 +103,24 @@ impl ContainerRecord {
     pub fn name(&self) -> (&str, u32) {
         container_name(&self.config)
     }
+
+    /// All layers that must stay while the container is.
+    #[must_use]
+    pub fn held_layers(&self) -> Vec<String> {
+        let volumes = self.image_volumes.iter().flat_map(|v| &v.layers);
+        self.layers.iter().chain(volumes).cloned().collect()
+    }
+}
+
+/// An image as a volume of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageVolume {
+    /// Which of the config's mounts it is.
+    pub mount: usize,
+    /// The image's config digest.
+    pub image_id: Digest,
+    /// Keys of the image's layers, uppermost first.
+    pub layers: Vec<String>,
 }
 
 /// What may exist once of a sandbox's containers: name and attempt.
@@ -190,6 +211,7 @@ pub(super) mod tests {
             image_id: Digest::sha256([1; 32]),
             image_name: "docker.io/library/busybox:latest".into(),
             layers: vec!["l1".into()],
+            image_volumes: Vec::new(),
             log_path: String::new(),
             stop_signal: 15,
             user: None,

@@ -76,7 +76,7 @@ async fn recover_pod(node: &Arc<Node>, sandbox: SandboxRecord, containers: Vec<C
         SandboxState::Removing => {}
     }
     let entries = containers.into_iter().map(|record| {
-        let hold = node.images.hold(&record.layers);
+        let hold = node.images.hold(&record.held_layers());
         ContainerEntry::new(Arc::new(record), hold)
     });
     let name = sandbox.name();

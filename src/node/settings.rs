@@ -110,6 +110,12 @@ impl Settings {
         self.run(id).join("exits")
     }
 
+    /// A directory that stays empty: the lowest of an overlay that would else have only one.
+    #[must_use]
+    pub fn empty(&self) -> PathBuf {
+        self.root.join("empty")
+    }
+
     /// Where records go that could not be read.
     #[must_use]
     pub fn damaged(&self) -> PathBuf {

@@ -92,7 +92,8 @@ impl Store {
     /// # Errors
     /// [`StoreError::Locked`] if another daemon has it, else [`StoreError::Io`].
     pub fn open(settings: &Settings) -> Result<Self, StoreError> {
-        for dir in [&settings.root, &settings.pods(), &settings.containers(), &settings.state, &settings.runs()] {
+        let (root, state) = (&settings.root, &settings.state);
+        for dir in [root, &settings.pods(), &settings.containers(), &settings.empty(), state, &settings.runs()] {
             disk::private_dir(dir).map_err(StoreError::io("make directory", dir))?;
         }
         let lock = lock(settings)?;

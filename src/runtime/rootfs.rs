@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag};
@@ -11,6 +12,7 @@ use nix::sys::stat::Mode;
 use super::error::{Doing, StepError};
 use crate::plan;
 use crate::sys::mount::{FsContext, SetAttr, attach, attr, clone_mount, set_attr};
+use crate::sys::path::open_in_root;
 
 /// A detached mount of the container's root, writable for now.
 pub(super) fn open(rootfs: &plan::Rootfs) -> Result<OwnedFd, StepError> {
@@ -24,11 +26,7 @@ pub(super) fn open(rootfs: &plan::Rootfs) -> Result<OwnedFd, StepError> {
 
 fn overlay(rootfs: &plan::Rootfs) -> Result<OwnedFd, StepError> {
     let what = || format!("mount overlay of {} layers", rootfs.lower.len());
-    let context = FsContext::open(c"overlay").doing(what)?;
-    context.set_string(c"source", c"overlay").doing(what)?;
-    for layer in &rootfs.lower {
-        add_lower(&context, layer)?;
-    }
+    let context = context_of(&rootfs.lower)?;
     // Nothing of a container's own layer is kept over its end, so nothing need be synced: without this the last
     // unmount would wait for the whole host filesystem.
     context.set_flag(c"volatile").or_else(ignore_unknown).doing(what)?;
@@ -39,6 +37,44 @@ fn overlay(rootfs: &plan::Rootfs) -> Result<OwnedFd, StepError> {
         Some(text) => format!("{}: {text}", what()),
         None => what(),
     })
+}
+
+/// An overlay being configured, with its layers.
+fn context_of(layers: &[String]) -> Result<FsContext, StepError> {
+    let what = || format!("mount overlay of {} layers", layers.len());
+    let context = FsContext::open(c"overlay").doing(what)?;
+    context.set_string(c"source", c"overlay").doing(what)?;
+    for layer in layers {
+        add_lower(&context, layer)?;
+    }
+    Ok(context)
+}
+
+/// A detached mount of an image's files, or of the directory of it that `tree` names.
+///
+/// An overlay that has no writable directory: unlike a bind of the layer no container, however privileged, can make
+/// it writable again. The mount namespace must be one of our own, for `place` is mounted on for a moment: kernels
+/// before Linux 6.15 copy a part of a mount only where that mount is attached.
+pub(super) fn image(mount: &plan::Mount, place: BorrowedFd<'_>) -> Result<OwnedFd, StepError> {
+    let tree = mount.image.clone().unwrap_or_default();
+    let what = || format!("mount image {} on {}", mount.source, mount.target);
+    let context = context_of(&tree.lower)?;
+    let whole = context.mount(mount.attr_set).doing(|| match context.complaint() {
+        Some(text) => format!("{}: {text}", what()),
+        None => what(),
+    })?;
+    if tree.sub_path.is_empty() {
+        return Ok(whole);
+    }
+    let what = || format!("mount directory {} of image {} on {}", tree.sub_path, mount.source, mount.target);
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
+    let part = open_in_root(whole.as_fd(), Path::new(&tree.sub_path), flags, Mode::empty()).doing(what)?;
+    attach(whole.as_fd(), place).doing(what)?;
+    let copy = clone_mount(part.as_fd(), c"", false).doing(what);
+    nix::unistd::fchdir(&whole).doing(what)?;
+    umount2(".", MntFlags::MNT_DETACH).doing(what)?;
+    nix::unistd::chdir("/").doing(what)?;
+    copy
 }
 
 /// An option that an older kernel does not know and that only makes things faster.

@@ -58,19 +58,21 @@ pub(super) struct Context<'a> {
 impl<'a> Context<'a> {
     /// In this order, each for the reason beside it.
     #[allow(clippy::type_complexity)]
-    const STEPS: [(&'static str, fn(&mut Self) -> Result<(), StepError>); 16] = [
-        ("cgroup", Self::enter_cgroup),     // before the cgroup namespace, whose root this becomes
-        ("namespaces", Self::namespaces),   // with the capabilities of the host still held
-        ("sources", Self::open_sources),    // while the host's mounts are in reach
-        ("rootfs", Self::attach_rootfs),    // a mount namespace of our own, then the new root in it
-        ("mounts", Self::mount_all),        // in the order of the plan
-        ("devices", Self::make_devices),    // on the /dev just mounted
-        ("terminal", Self::open_terminal),  // from our own devpts; /dev/console after /dev is ours
-        ("masks", Self::mask_paths),        // over everything mounted before
-        ("user", Self::resolve_user),       // by files of the container, read as the host's root but inside
-        ("sysctls", Self::write_sysctls),   // through the host's procfs, which the pivot takes away
-        ("limits", Self::set_limits),       // oom_score_adj too goes through the host's procfs
-        ("pivot_root", Self::pivot),        // from here the host's tree is unreachable
+    const STEPS: [(&'static str, fn(&mut Self) -> Result<(), StepError>); 18] = [
+        ("cgroup", Self::enter_cgroup),   // before the cgroup namespace, whose root this becomes
+        ("namespaces", Self::namespaces), // with the capabilities of the host still held
+        ("sources", Self::open_sources),  // while the host's mounts are in reach
+        ("rootfs", Self::open_rootfs),    // then a mount namespace of our own
+        ("image volumes", Self::open_images), // in that namespace, where the root will lie
+        ("root", Self::attach_root),      // before what is mounted in it
+        ("mounts", Self::mount_all),      // in the order of the plan
+        ("devices", Self::make_devices),  // on the /dev just mounted
+        ("terminal", Self::open_terminal), // from our own devpts; /dev/console after /dev is ours
+        ("masks", Self::mask_paths),      // over everything mounted before
+        ("user", Self::resolve_user),     // by files of the container, read as the host's root but inside
+        ("sysctls", Self::write_sysctls), // through the host's procfs, which the pivot takes away
+        ("limits", Self::set_limits),     // oom_score_adj too goes through the host's procfs
+        ("pivot_root", Self::pivot),      // from here the host's tree is unreachable
         ("read-only root", Self::readonly), // when every mount point has been made
         ("working directory", Self::enter_directory),
         ("standard streams", Self::set_streams), // ids are still those that may give them away
@@ -185,7 +187,7 @@ impl<'a> Context<'a> {
         Ok(())
     }
 
-    fn attach_rootfs(&mut self) -> Result<(), StepError> {
+    fn open_rootfs(&mut self) -> Result<(), StepError> {
         let rootfs = self.plan.rootfs.as_ref().ok_or_else(|| StepError::new(Errno::EINVAL, "find the plan's root"))?;
         let root = rootfs::open(rootfs)?;
         let rules = self.plan.cgroup.as_ref().map_or(&[][..], |cgroup| &cgroup.devices);
@@ -194,10 +196,24 @@ impl<'a> Context<'a> {
         }
         unshare(CloneFlags::CLONE_NEWNS).doing(|| "make a mount namespace".to_owned())?;
         rootfs::isolate()?;
-        let place = self.pod.attach_place().doing(|| "open the pod's run directory".to_owned())?;
-        rootfs::attach_at(root.as_fd(), place.as_fd())?;
         self.root = Some(root);
         Ok(())
+    }
+
+    fn open_images(&mut self) -> Result<(), StepError> {
+        for (i, mount) in self.plan.mounts.iter().enumerate().filter(|(_, m)| m.kind() == Kind::Image) {
+            self.sources[i] = Some(rootfs::image(mount, self.place()?.as_fd())?);
+        }
+        Ok(())
+    }
+
+    fn attach_root(&mut self) -> Result<(), StepError> {
+        rootfs::attach_at(self.root()?.as_fd(), self.place()?.as_fd())
+    }
+
+    /// Where mounts can be attached that nobody is to find.
+    fn place(&self) -> Result<OwnedFd, StepError> {
+        self.pod.attach_place().doing(|| "open the pod's run directory".to_owned())
     }
 
     fn mount_all(&mut self) -> Result<(), StepError> {
@@ -205,8 +221,8 @@ impl<'a> Context<'a> {
         for (mount, source) in self.plan.mounts.iter().zip(&sources) {
             let root = self.root()?.as_fd();
             match (mount.kind(), source) {
-                (Kind::Bind, Some(source)) => mounts::bind(root, mount, source.as_fd())?,
-                (Kind::Bind, None) => {
+                (Kind::Bind | Kind::Image, Some(source)) => mounts::bind(root, mount, source.as_fd())?,
+                (Kind::Bind | Kind::Image, None) => {
                     return Err(StepError::new(Errno::EINVAL, format!("find the source of {}", mount.target)));
                 }
                 (Kind::Filesystem, _) => drop(mounts::filesystem(root, mount)?),

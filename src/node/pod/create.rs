@@ -18,15 +18,18 @@ use crate::disk::{self, Durability};
 use crate::id::ContainerId;
 use crate::image::{Hold, Image};
 use crate::node::error::NodeError;
-use crate::node::record::{ContainerRecord, SandboxRecord, Step, User, VERSION, container_name};
+use crate::node::record::{ContainerRecord, ImageVolume, SandboxRecord, Step, User, VERSION, container_name};
 use crate::node::state::{ContainerEvent, ContainerState};
 use crate::node::{Node, machine, now, spec};
 use crate::plan;
-use crate::wire::client::Shim;
+use crate::wire::client::{Shim, WireError};
 use crate::wire::session::Created;
 
 /// How long the kernel work of a container may take: its volumes may lie on slow filesystems.
 const CREATE_DEADLINE: Duration = Duration::from_secs(100);
+
+/// The step of a container's building that mounts images, as the shim calls it.
+const IMAGE_VOLUMES: &str = "image volumes";
 
 /// Everything decided, nothing done.
 struct Prepared {
@@ -161,8 +164,10 @@ fn prepare(node: &Node, sandbox: &SandboxRecord, config: cri::ContainerConfig) -
         return Err(spec::SpecError::Invalid { field: "image.image".to_owned(), reason: "missing".to_owned() }.into());
     }
     let image = node.images.get(reference).ok_or_else(|| NodeError::NoImage(reference.to_owned()))?;
-    let hold = node.images.hold(&image.layers);
-    if !node.images.has_layers(&image.layers) {
+    let image_volumes = image_volumes(node, &config)?;
+    let held: Vec<String> = image.layers.iter().chain(image_volumes.iter().flat_map(|v| &v.layers)).cloned().collect();
+    let hold = node.images.hold(&held);
+    if !node.images.has_layers(&held) {
         // Removed between the look-up and the hold.
         return Err(NodeError::NoImage(reference.to_owned()));
     }
@@ -173,6 +178,7 @@ fn prepare(node: &Node, sandbox: &SandboxRecord, config: cri::ContainerConfig) -
         config: &config,
         image: image_defaults(&image),
         paths: &paths(node, sandbox, &id, &image),
+        image_volumes: &image_volumes.iter().map(|v| volume_paths(node, v)).collect::<Vec<_>>(),
         defaults: &node.defaults,
         devices: &machine::devices,
     })?;
@@ -188,6 +194,7 @@ fn prepare(node: &Node, sandbox: &SandboxRecord, config: cri::ContainerConfig) -
         image_id: image.id.clone(),
         image_name: image_name(&image, &config),
         layers: image.layers.clone(),
+        image_volumes,
         log_path: plan.stdio.as_ref().map(|s| s.log_path.clone()).unwrap_or_default(),
         stop_signal: plan.stop_signal,
         user: None,
@@ -197,6 +204,27 @@ fn prepare(node: &Node, sandbox: &SandboxRecord, config: cri::ContainerConfig) -
         config: Arc::new(config),
     };
     Ok(Prepared { record, hold, plan, spec })
+}
+
+/// The images that are mounted as volumes. They must have been pulled before, as the container's own.
+fn image_volumes(node: &Node, config: &cri::ContainerConfig) -> Result<Vec<ImageVolume>, NodeError> {
+    let mut volumes = Vec::new();
+    for (mount, asked) in config.mounts.iter().enumerate() {
+        let Some(spec) = &asked.image else { continue };
+        let image = node.images.get(&spec.image).ok_or_else(|| NodeError::NoVolumeImage {
+            field: format!("mounts[{mount}].image"),
+            image: spec.image.clone(),
+        })?;
+        volumes.push(ImageVolume { mount, image_id: image.id.clone(), layers: image.layers.clone() });
+    }
+    Ok(volumes)
+}
+
+fn volume_paths(node: &Node, volume: &ImageVolume) -> spec::ImageVolume {
+    let layers = volume.layers.iter().map(|key| node.images.layer_path(key)).chain([node.settings.empty()]);
+    // The root was checked to be text when the configuration was read.
+    let layers = layers.map(|path| path.to_string_lossy().into_owned()).collect();
+    spec::ImageVolume { mount: volume.mount, id: volume.image_id.clone(), layers }
 }
 
 fn image_defaults(image: &Image) -> spec::Image<'_> {
@@ -266,7 +294,14 @@ async fn try_create(
     make_dirs(&settings.container(&record.id), plan)?;
     let path = settings.container_spec(&record.id);
     disk::write_atomic(&path, spec, Durability::Process).map_err(NodeError::io("write", &path))?;
-    limited("create container", record.id.short(), CREATE_DEADLINE, shim.create(record.id.as_str(), plan)).await
+    let created =
+        limited("create container", record.id.short(), CREATE_DEADLINE, shim.create(record.id.as_str(), plan));
+    created.await.map_err(|e| match e {
+        NodeError::Shim { source: WireError::Shim { step, message, .. }, .. } if step == IMAGE_VOLUMES => {
+            NodeError::ImageVolume(message)
+        }
+        e => e,
+    })
 }
 
 /// The writable layer: its root is the container's, so it looks like that of the image.
@@ -289,7 +324,6 @@ fn make_dirs(dir: &Path, plan: &plan::Container) -> Result<(), NodeError> {
 }
 
 async fn undo(node: &Arc<Node>, shim: &Shim, record: &ContainerRecord) -> Result<(), NodeError> {
-    use crate::wire::client::WireError;
     match timeout(KILL_DEADLINE, shim.delete(record.id.as_str(), true)).await {
         Ok(Ok(()) | Err(WireError::Gone)) => {}
         Ok(Err(e)) => return Err(NodeError::shim("undo container", record.id.short())(e)),

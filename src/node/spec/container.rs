@@ -78,6 +78,7 @@ fn extra(input: &Input<'_>, mounts: Mounts, user: plan::User, pid: ContainerPid)
             ContainerPid::Of(pid) => pid,
         },
         volumes: mounts.volumes,
+        images: mounts.images,
         ..Default::default()
     })
 }

@@ -18,7 +18,7 @@ pub enum SpecError {
     Unimplemented {
         /// Path of the field in its CRI message.
         field: String,
-        /// With its verb: "image volumes are".
+        /// With its verb: "CDI devices are".
         what: String,
     },
     /// `recursive_read_only` where it cannot hold; kubelet knows the prefix.
@@ -30,10 +30,12 @@ pub enum SpecError {
         reason: String,
     },
     /// An image as a volume; kubelet knows the prefix.
-    #[error("ImageVolumeMountFailed: {field}: image volumes are not supported by this version of aril")]
+    #[error("ImageVolumeMountFailed: {field}: {reason}")]
     ImageVolume {
         /// Path of the field in its CRI message.
         field: String,
+        /// What is wrong with it.
+        reason: String,
     },
     /// A device of the host could not be looked at.
     #[error("{field}: look up device {path}: {errno}")]
@@ -61,8 +63,10 @@ impl SpecError {
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self {
-            Self::Invalid { .. } | Self::RecursiveReadOnly { .. } | Self::Device { .. } => Kind::InvalidArgument,
-            Self::Unimplemented { .. } | Self::ImageVolume { .. } => Kind::Unimplemented,
+            Self::Invalid { .. } | Self::RecursiveReadOnly { .. } | Self::ImageVolume { .. } | Self::Device { .. } => {
+                Kind::InvalidArgument
+            }
+            Self::Unimplemented { .. } => Kind::Unimplemented,
         }
     }
 

@@ -32,7 +32,7 @@ pub use sandbox::{host_network, sandbox_plan};
 pub use signal::{image_signal, signal_number};
 
 use crate::api::cri;
-use crate::id::ContainerId;
+use crate::id::{ContainerId, Digest};
 
 /// What holds for every container of this machine and this configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,6 +115,17 @@ pub struct Paths {
     pub resolv_conf: String,
 }
 
+/// An image that a container has as a volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageVolume {
+    /// Which of the container's mounts it is.
+    pub mount: usize,
+    /// The image.
+    pub id: Digest,
+    /// Its layers' directories, uppermost first, and below them an empty one: overlay wants two.
+    pub layers: Vec<String>,
+}
+
 /// Finds device nodes of the host: for a node itself; for a directory all nodes below it, however
 /// deep, each with its path as seen through the directory asked for. `ENODEV` for anything else.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Result<Vec<HostDevice>, Errno>;
@@ -132,6 +143,8 @@ pub struct Input<'a> {
     pub image: Image<'a>,
     /// Where its files are.
     pub paths: &'a Paths,
+    /// The images of `config.mounts` that name one.
+    pub image_volumes: &'a [ImageVolume],
     /// The machine.
     pub defaults: &'a Defaults,
     /// The machine's devices.

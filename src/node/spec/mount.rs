@@ -1,5 +1,6 @@
 //! What is mounted in a container: the kernel's filesystems, the pod's files, the request's volumes.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use oci_spec::runtime::Mount;
@@ -7,6 +8,7 @@ use oci_spec::runtime::Mount;
 use super::namespace::Pod;
 use super::{Defaults, Input, SpecError, check};
 use crate::api::cri::{self, MountPropagation as Propagation};
+use crate::plan;
 
 /// Volumes of one container.
 const MAX_MOUNTS: usize = 4096;
@@ -32,6 +34,8 @@ pub(super) struct Mounts {
     pub list: Vec<Mount>,
     /// Positions in `list`.
     pub volumes: Vec<usize>,
+    /// Those that are images, by their positions in `list`.
+    pub images: BTreeMap<usize, plan::ImageTree>,
     /// Whether `/dev/shm` is the pod's.
     pub sandbox_shm: bool,
 }
@@ -48,6 +52,7 @@ struct Entry {
     mount: Mount,
     target: String,
     is_volume: bool,
+    image: Option<plan::ImageTree>,
 }
 
 /// The whole list. A volume replaces what would be mounted at its place, and of the kernel's
@@ -58,7 +63,10 @@ pub(super) fn mounts(input: &Input<'_>, manner: Manner) -> Result<Mounts, SpecEr
     check::at_most("mounts", &config.mounts, MAX_MOUNTS)?;
     let mut volumes = Vec::with_capacity(config.mounts.len());
     for (i, asked) in config.mounts.iter().enumerate() {
-        volumes.push(volume(i, asked, input.defaults)?);
+        volumes.push(match asked.image {
+            Some(_) => image_volume(i, asked, input)?,
+            None => volume(i, asked, input.defaults)?,
+        });
     }
     let is_covered = |path: &str| volumes.iter().any(|v| v.target == path);
     let is_below_volume =
@@ -81,7 +89,9 @@ pub(super) fn mounts(input: &Input<'_>, manner: Manner) -> Result<Mounts, SpecEr
     entries.extend(rest);
 
     let volumes = entries.iter().enumerate().filter(|(_, e)| e.is_volume).map(|(i, _)| i).collect();
+    let images = entries.iter_mut().enumerate().filter_map(|(i, e)| Some((i, e.image.take()?))).collect();
     Ok(Mounts {
+        images,
         list: entries.into_iter().map(|e| e.mount).collect(),
         volumes,
         sandbox_shm: has_own_shm && !manner.pod.host_ipc,
@@ -94,7 +104,7 @@ fn entry(target: &str, fstype: &str, source: &str, options: &[&str]) -> Entry {
     mount.set_typ(Some(fstype.to_owned()));
     mount.set_source(Some(PathBuf::from(source)));
     mount.set_options(Some(options.iter().map(|&o| o.to_owned()).collect()));
-    Entry { mount, target: target.to_owned(), is_volume: false }
+    Entry { mount, target: target.to_owned(), is_volume: false, image: None }
 }
 
 /// What every Linux program expects. Only a privileged container may write to the kernel's settings.
@@ -146,20 +156,10 @@ fn shm(host_ipc: bool, defaults: &Defaults) -> Entry {
 
 fn volume(i: usize, asked: &cri::Mount, defaults: &Defaults) -> Result<Entry, SpecError> {
     let field = format!("mounts[{i}]");
-    if asked.image.is_some() {
-        return Err(SpecError::ImageVolume { field: format!("{field}.image") });
-    }
     if !asked.image_sub_path.is_empty() {
         return Err(SpecError::invalid(format!("{field}.image_sub_path"), "set without image"));
     }
-    for (name, list) in [("uidMappings", &asked.uid_mappings), ("gidMappings", &asked.gid_mappings)] {
-        if !list.is_empty() {
-            return Err(SpecError::unimplemented(format!("{field}.{name}"), "id-mapped mounts are"));
-        }
-    }
-    if asked.selinux_relabel && defaults.selinux {
-        return Err(SpecError::unimplemented(format!("{field}.selinux_relabel"), "SELinux labels are"));
-    }
+    refuse_unimplemented(&field, asked, defaults)?;
     check::absolute(&format!("{field}.host_path"), &asked.host_path)?;
     let target = check::in_container(&format!("{field}.container_path"), &asked.container_path)?;
     check_target(&field, &target, &asked.host_path)?;
@@ -177,6 +177,54 @@ fn volume(i: usize, asked: &cri::Mount, defaults: &Defaults) -> Result<Entry, Sp
         options.push("ro");
     }
     Ok(Entry { is_volume: true, ..entry(&target, "bind", &asked.host_path, &options) })
+}
+
+/// What no volume can have yet.
+fn refuse_unimplemented(field: &str, asked: &cri::Mount, defaults: &Defaults) -> Result<(), SpecError> {
+    for (name, list) in [("uidMappings", &asked.uid_mappings), ("gidMappings", &asked.gid_mappings)] {
+        if !list.is_empty() {
+            return Err(SpecError::unimplemented(format!("{field}.{name}"), "id-mapped mounts are"));
+        }
+    }
+    if asked.selinux_relabel && defaults.selinux {
+        return Err(SpecError::unimplemented(format!("{field}.selinux_relabel"), "SELinux labels are"));
+    }
+    Ok(())
+}
+
+/// The files of another image. They belong to all who use it, so nobody gets them writable; nor do its device nodes
+/// and setuid programs count, which the pod did not ask for.
+fn image_volume(i: usize, asked: &cri::Mount, input: &Input<'_>) -> Result<Entry, SpecError> {
+    let field = format!("mounts[{i}]");
+    let refuse = |name: &str, reason: &str| {
+        Err(SpecError::ImageVolume { field: format!("{field}.{name}"), reason: reason.to_owned() })
+    };
+    refuse_unimplemented(&field, asked, input.defaults)?;
+    if !asked.host_path.is_empty() {
+        return refuse("host_path", "set beside image; a volume is one or the other");
+    }
+    if !asked.readonly {
+        return refuse("readonly", "an image can only be mounted read-only");
+    }
+    let propagation = check::known(&format!("{field}.propagation"), asked.propagation)?;
+    if propagation == Propagation::PropagationBidirectional {
+        return refuse("propagation", "nothing mounted in an image volume can be seen outside");
+    }
+    if asked.recursive_read_only {
+        check_recursive(&format!("{field}.recursive_read_only"), asked, propagation, input.defaults)?;
+    }
+    check::plain(&format!("{field}.image_sub_path"), &asked.image_sub_path, check::MAX_PATH)?;
+    if asked.image_sub_path.starts_with('/') || asked.image_sub_path.split('/').any(|part| part == "..") {
+        return refuse("image_sub_path", "it must be a path inside the image, relative and without \"..\"");
+    }
+    let Some(image) = input.image_volumes.iter().find(|image| image.mount == i) else {
+        return refuse("image", "the image is not on this node");
+    };
+    let target = check::in_container(&format!("{field}.container_path"), &asked.container_path)?;
+    check_target(&field, &target, "")?;
+    let tree = plan::ImageTree { lower: image.layers.clone(), sub_path: asked.image_sub_path.clone() };
+    let entry = entry(&target, "overlay", image.id.as_str(), &["ro", "nosuid", "nodev"]);
+    Ok(Entry { image: Some(tree), ..entry })
 }
 
 fn check_target(field: &str, target: &str, host_path: &str) -> Result<(), SpecError> {

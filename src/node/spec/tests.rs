@@ -7,7 +7,7 @@ mod refused;
 use nix::errno::Errno;
 use oci_spec::runtime::Spec;
 
-use super::{Defaults, HostDevice, Image, Input, Paths, SpecError, container_spec, sandbox_plan};
+use super::{Defaults, HostDevice, Image, ImageVolume, Input, Paths, SpecError, container_spec, sandbox_plan};
 use crate::api::cri;
 use crate::compile::{Extra, compile};
 use crate::plan;
@@ -23,6 +23,7 @@ struct Case {
     user: &'static str,
     stop_signal: &'static str,
     working_dir: &'static str,
+    image_volumes: Vec<ImageVolume>,
     defaults: Defaults,
 }
 
@@ -53,6 +54,7 @@ impl Case {
             user: "",
             stop_signal: "",
             working_dir: "",
+            image_volumes: Vec::new(),
             defaults: Defaults { hostname: "node-1".to_owned(), ..Defaults::default() },
         }
     }
@@ -109,6 +111,7 @@ impl Case {
                 stop_signal: self.stop_signal,
             },
             paths: &paths,
+            image_volumes: &self.image_volumes,
             defaults: &self.defaults,
             devices: &host_devices,
         })

@@ -4,7 +4,7 @@
 
 use super::{Case, strings};
 use crate::api::cri::{self, NamespaceMode, security_profile::ProfileType};
-use crate::node::spec::{Kind, SpecError};
+use crate::node::spec::{ImageVolume, Kind, SpecError};
 
 /// Breaks a good request in one place and gives the sandbox's error, else the container's.
 fn error(break_it: impl FnOnce(&mut Case)) -> SpecError {
@@ -202,10 +202,40 @@ fn mounts_that_cannot_be() {
         c.defaults.selinux = true;
         one(cri::Mount { selinux_relabel: true, ..mount("/a", "/b") })(c);
     });
-    let image = Some(cri::ImageSpec::default());
-    let e = error(one(cri::Mount { image, ..mount("", "/b") }));
-    assert!(e.to_string().starts_with("ImageVolumeMountFailed: mounts[0].image: "), "{e}");
-    assert_eq!(e.kind(), Kind::Unimplemented);
+}
+
+#[test]
+fn an_image_volume_is_read_only_and_below_the_image() {
+    let good = || cri::Mount {
+        image: Some(cri::ImageSpec { image: "data:1".to_owned(), ..Default::default() }),
+        readonly: true,
+        ..mount("", "/data")
+    };
+    let given = |mount: cri::Mount, known: bool| {
+        let mut case = Case::new();
+        case.config.mounts = vec![mount];
+        if known {
+            let id = crate::id::Digest::sha256([7; 32]);
+            case.image_volumes = vec![ImageVolume { mount: 0, id, layers: vec!["/l".to_owned(), "/e".to_owned()] }];
+        }
+        case.spec().map(drop)
+    };
+    assert_eq!(given(good(), true), Ok(()));
+    assert_eq!(given(cri::Mount { image_sub_path: "a/b".to_owned(), ..good() }, true), Ok(()));
+    let rro = cri::Mount { recursive_read_only: true, ..good() };
+    assert_eq!(given(rro, true), Ok(()), "it is");
+    for (field, mount, known) in [
+        ("image", good(), false),
+        ("readonly", cri::Mount { readonly: false, ..good() }, true),
+        ("host_path", cri::Mount { host_path: "/etc".to_owned(), ..good() }, true),
+        ("image_sub_path", cri::Mount { image_sub_path: "/a".to_owned(), ..good() }, true),
+        ("image_sub_path", cri::Mount { image_sub_path: "a/../..".to_owned(), ..good() }, true),
+        ("propagation", cri::Mount { propagation: 2, ..good() }, true),
+    ] {
+        let e = given(mount, known).unwrap_err();
+        assert!(e.to_string().starts_with(&format!("ImageVolumeMountFailed: mounts[0].{field}: ")), "{e}");
+        assert_eq!(e.kind(), Kind::InvalidArgument);
+    }
 }
 
 #[test]
