@@ -77,6 +77,12 @@ impl Layers {
         self.state().layers.keys().cloned().collect()
     }
 
+    /// What is written down about a layer.
+    pub fn record(&self, key: &str) -> Result<LayerRecord, StoreError> {
+        let path = self.dir.join(key).join("layer.json");
+        LayerRecord::read(&path).map_err(|e| StoreError::io("read", path, e))
+    }
+
     /// What one layer occupies.
     pub fn bytes(&self, key: &str) -> u64 {
         self.state().layers.get(key).map_or(0, |l| l.occupied.bytes)
@@ -143,20 +149,22 @@ impl Layers {
         let path = self.dir.join(key);
         // Under the lock: no other thread may see a layer on disk that is not in the books, or the reverse.
         let mut state = self.state();
-        if !state.layers.contains_key(key) {
-            // One that could not be read at start is in the way; it is removed at the next.
-            match fs::rename(&path, stage::temporary(&self.dir)) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(StoreError::io("move aside", path, e));
-                }
-                _ => {}
-            }
-            stage.commit(&path)?;
-            state.layers.insert(key.to_owned(), Layer::new(&path, record));
-        }
         if let Some(layer) = state.layers.get_mut(key) {
             layer.holds += 1;
+            drop(state);
+            // Somebody else was first; removing our tree takes time, and lookups must not wait.
+            drop(stage);
+            return Ok(());
         }
+        // One that could not be read at start is in the way; it is removed at the next.
+        match fs::rename(&path, stage::temporary(&self.dir)) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(StoreError::io("move aside", path, e)),
+            _ => {}
+        }
+        stage.commit(&path)?;
+        let mut layer = Layer::new(&path, record);
+        layer.holds = 1;
+        state.layers.insert(key.to_owned(), layer);
         Ok(())
     }
 
@@ -188,7 +196,7 @@ impl Layers {
 impl Layer {
     fn new(path: &Path, record: &LayerRecord) -> Self {
         let mut occupied = Occupied { bytes: record.occupied_bytes, inodes: record.inodes };
-        for path in [path, &path.join("layer.json")] {
+        for path in [path, &path.join("layer.json"), &path.join(stage::FILES)] {
             if let Ok(data) = fs::symlink_metadata(path) {
                 occupied.bytes += data.blocks() * 512;
                 occupied.inodes += 1;

@@ -5,6 +5,7 @@
 //! ```text
 //! layers/<diff ID>/fs           a layer's files, shared by every image that has the layer
 //! layers/<diff ID>/layer.json   what it is and occupies
+//! layers/<diff ID>/files.zst    its files with their hashes, to find damage
 //! images/<image ID>.json        an image: names, manifest, configuration, its layers
 //! ```
 //!
@@ -33,9 +34,11 @@ mod store;
 #[cfg(test)]
 mod tests;
 mod unpack;
+mod verify;
 
 pub use config::ImageConfig;
 pub use error::{ImageError, StoreError, UnpackError};
 pub use limits::Limits;
 pub use reference::{Reference, ReferenceError};
 pub use store::{Hold, Image, Store, Usage};
+pub use verify::{Verified, VerifiedLayer};

@@ -90,8 +90,9 @@ impl LayerRecord {
         Ok(record)
     }
 
+    /// Writes it into a layer that is not visible yet; syncing is up to who makes it so.
     pub fn write(&self, path: &Path) -> io::Result<()> {
-        disk::write_atomic(path, &serde_json::to_vec_pretty(self)?, Durability::Power)
+        disk::write_atomic(path, &serde_json::to_vec_pretty(self)?, Durability::Process)
     }
 }
 

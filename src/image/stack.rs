@@ -1,4 +1,4 @@
-//! Makes the layers of images that are about to be imported, several at a time.
+//! Makes the layers of images that are about to become visible.
 //!
 //! Each layer is first unpacked by itself. One that turns out to depend on the layers below it is unpacked again in
 //! its place in the stack and kept under its chain ID. Nothing becomes visible before all layers of all images are
@@ -6,8 +6,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
+use std::io::Read;
 use std::os::fd::OwnedFd;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use sha2::{Digest as _, Sha256};
 
@@ -17,32 +18,83 @@ use super::import::{Found, FoundLayer};
 use super::record::LayerRecord;
 use super::stage::{self, Stage};
 use super::store::{Hold, Inner, lock};
-use super::unpack::{self, Lower, Outcome};
+use super::unpack::{self, Expected, Lower};
 use crate::id::Digest;
 
 /// Layers unpacked at once. Decompression and hashing fill a processor each; more would compete for the disk.
 const MOST_AT_ONCE: usize = 4;
 
-/// Layers made so far, by key.
-type Staged = BTreeMap<String, (Stage, Digest, Outcome)>;
+/// Where the blobs of layers come from.
+pub(super) trait Blobs {
+    /// Unpacks a layer, by itself or with the layers below it at hand. Blocks.
+    fn unpack(&self, store: &Inner, layer: &FoundLayer, lower: Option<&Lower>) -> Result<Made, ImageError>;
+}
 
-/// Makes all missing layers of `images`. Returns the keys of each image's layers, lowest first, and a hold on them.
-pub(super) fn make(store: &Inner, archive: &Archive, images: &[Found]) -> Result<(Vec<Vec<String>>, Hold), ImageError> {
+/// A layer that is whole and was verified.
+#[derive(Debug)]
+pub(super) struct Made {
+    record: LayerRecord,
+    /// A hard link to what is not in the layer itself.
+    dangling_link: Option<String>,
+    place: Mutex<Place>,
+}
+
+#[derive(Debug)]
+enum Place {
+    /// Not visible; removed when nobody wants it any more.
+    Staged(Stage),
+    /// In the books.
+    Committed(#[expect(dead_code, reason = "kept for what it does when it goes")] Hold),
+    /// Neither, while it becomes visible, or after that failed.
+    Between,
+}
+
+/// Layers of images on their way, by key.
+pub(super) type Layers = BTreeMap<String, Arc<Made>>;
+
+/// The layers `images` need: which are there, which are not.
+pub(super) struct Needed<'a> {
+    /// Each image's layers' chain IDs, lowest first.
+    chains: Vec<Vec<String>>,
+    /// On those that are there already: they must not go while we work.
+    hold: Hold,
+    /// To be unpacked, each once, though images share them.
+    pub missing: Vec<&'a FoundLayer>,
+}
+
+/// Finds out which layers must be made.
+pub(super) fn needed<'a>(store: &Inner, images: &'a [Found]) -> Needed<'a> {
     let chains: Vec<Vec<String>> = images.iter().map(chain_ids).collect();
-    // What is there already must not go while we work.
-    let wanted: Vec<String> = images
-        .iter()
-        .flat_map(|i| i.layers.iter().map(|l| l.expected.diff_id.hex().to_owned()))
-        .chain(chains.iter().flatten().cloned())
-        .collect();
-    let mut hold = Hold::new(&store.layers, &wanted);
-    let mut staged = flat_layers(store, archive, &missing(store, images, &chains))?;
+    let diffs = images.iter().flat_map(|i| i.layers.iter().map(|l| l.expected.diff_id.hex().to_owned()));
+    let wanted: Vec<String> = diffs.chain(chains.iter().flatten().cloned()).collect();
+    let hold = Hold::new(&store.layers, &wanted);
+    let missing = missing(store, images, &chains);
+    Needed { chains, hold, missing }
+}
+
+/// Makes all missing layers of `images` from an archive. Returns the keys of each image's layers, lowest first, and a
+/// hold on them.
+pub(super) fn make(store: &Inner, archive: &Archive, images: &[Found]) -> Result<(Vec<Vec<String>>, Hold), ImageError> {
+    let needed = needed(store, images);
+    let layers = flat_layers(store, archive, &needed.missing)?;
+    finish(store, archive, images, needed, layers)
+}
+
+/// Decides how layers are used, brings them to the disk, makes them visible.
+pub(super) fn finish(
+    store: &Inner,
+    blobs: &dyn Blobs,
+    images: &[Found],
+    needed: Needed<'_>,
+    mut layers: Layers,
+) -> Result<(Vec<Vec<String>>, Hold), ImageError> {
+    let mut hold = needed.hold;
     let mut keys = Vec::new();
-    for (image, chains) in images.iter().zip(&chains) {
-        keys.push(stack(store, archive, image, chains, &mut staged)?);
+    for (image, chains) in images.iter().zip(&needed.chains) {
+        keys.push(stack(store, blobs, image, chains, &mut layers)?);
     }
-    staged.retain(|key, _| keys.iter().flatten().any(|used| used == key));
-    commit(store, staged, &mut hold)?;
+    layers.retain(|key, _| keys.iter().flatten().any(|used| used == key));
+    commit(store, &layers, &mut hold)?;
     Ok((keys, hold))
 }
 
@@ -62,34 +114,34 @@ fn chain_ids(image: &Found) -> Vec<String> {
     ids
 }
 
-/// Layers to be unpacked, each once, though images share them.
 fn missing<'a>(store: &Inner, images: &'a [Found], chains: &[Vec<String>]) -> Vec<&'a FoundLayer> {
-    let mut missing: BTreeMap<&str, &FoundLayer> = BTreeMap::new();
+    let mut seen = std::collections::BTreeSet::new();
+    let mut missing = Vec::new();
     for (image, chains) in images.iter().zip(chains) {
         for (layer, chain) in image.layers.iter().zip(chains) {
             let key = layer.expected.diff_id.hex();
             // A layer under its chain ID says that it was needed so.
-            if !store.layers.has(key) && !store.layers.has(chain) {
-                missing.insert(key, layer);
+            if !store.layers.has(key) && !store.layers.has(chain) && seen.insert(key) {
+                missing.push(layer);
             }
         }
     }
-    missing.into_values().collect()
+    missing
 }
 
 /// Unpacks layers by themselves, in parallel; the first error stops all.
-fn flat_layers(store: &Inner, archive: &Archive, layers: &[&FoundLayer]) -> Result<Staged, ImageError> {
+fn flat_layers(store: &Inner, blobs: &Archive, layers: &[&FoundLayer]) -> Result<Layers, ImageError> {
     let queue: Mutex<VecDeque<&FoundLayer>> = Mutex::new(layers.iter().copied().collect());
-    let results: Mutex<(Staged, Option<ImageError>)> = Mutex::new((Staged::new(), None));
+    let results: Mutex<(Layers, Option<ImageError>)> = Mutex::new((Layers::new(), None));
     let work = || {
         loop {
             let Some(layer) = lock(&queue).pop_front() else {
                 return;
             };
-            let made = unpack_one(store, archive, layer, None);
+            let made = blobs.unpack(store, layer, None);
             let mut results = lock(&results);
             match made {
-                Ok(made) => drop(results.0.insert(layer.expected.diff_id.hex().to_owned(), made)),
+                Ok(made) => drop(results.0.insert(layer.expected.diff_id.hex().to_owned(), Arc::new(made))),
                 Err(e) => {
                     results.1.get_or_insert(e);
                     lock(&queue).clear();
@@ -105,51 +157,80 @@ fn flat_layers(store: &Inner, archive: &Archive, layers: &[&FoundLayer]) -> Resu
         }
         work();
     });
-    let (staged, error) = results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    error.map_or(Ok(staged), Err)
+    let (made, error) = results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    error.map_or(Ok(made), Err)
 }
 
-fn unpack_one(
-    store: &Inner,
-    archive: &Archive,
-    layer: &FoundLayer,
-    lower: Option<&Lower>,
-) -> Result<(Stage, Digest, Outcome), ImageError> {
-    let diff_id = &layer.expected.diff_id;
-    let blob = archive.blob(&layer.blob)?;
-    if let Some((digest, expected)) = &layer.expected.blob
-        && blob.size() != *expected
-    {
-        let (object, actual) = (format!("layer {digest}"), blob.size());
-        return Err(ImageError::SizeMismatch { object, expected: *expected, actual });
+impl Blobs for Archive {
+    fn unpack(&self, store: &Inner, layer: &FoundLayer, lower: Option<&Lower>) -> Result<Made, ImageError> {
+        let blob = self.blob(&layer.blob)?;
+        if let Some((digest, expected)) = &layer.expected.blob
+            && blob.size() != *expected
+        {
+            let (object, actual) = (format!("layer {digest}"), blob.size());
+            return Err(ImageError::SizeMismatch { object, expected: *expected, actual });
+        }
+        Made::unpack(store, blob, &layer.expected, lower)
     }
-    let stage = Stage::new(store.layers.dir())?;
-    let unpacked = unpack::unpack(blob, &layer.expected, stage.open_fs()?, store.layers.dir(), lower, &store.limits);
-    match unpacked {
-        Ok(outcome) => Ok((stage, diff_id.clone(), outcome)),
-        Err(source) => Err(ImageError::Unpack { layer: diff_id.to_string(), source }),
+}
+
+impl Made {
+    /// Unpacks a blob into the store, out of sight.
+    pub fn unpack(
+        store: &Inner,
+        blob: impl Read + Send + 'static,
+        expected: &Expected,
+        lower: Option<&Lower>,
+    ) -> Result<Self, ImageError> {
+        let dir = store.layers.dir();
+        let stage = Stage::new(dir)?;
+        let unpacked = unpack::unpack(blob, expected, stage.open_fs()?, dir, lower, &store.limits);
+        let outcome = unpacked.map_err(|source| ImageError::Unpack { layer: expected.diff_id.to_string(), source })?;
+        let depends = outcome.implied_directory || outcome.dangling_link.is_some();
+        let record = stage.describe(&expected.diff_id, depends, outcome.contents)?;
+        Ok(Self { record, dangling_link: outcome.dangling_link, place: Mutex::new(Place::Staged(stage)) })
+    }
+
+    fn open(&self, store: &Inner, key: &str) -> Result<OwnedFd, StoreError> {
+        match &*lock(&self.place) {
+            Place::Staged(stage) => stage.open_fs(),
+            Place::Committed(_) | Place::Between => stage::open(&store.layers.fs_path(key)),
+        }
+    }
+
+    /// Makes the layer visible, unless it is; it must be on the disk.
+    fn commit(&self, store: &Inner, key: &str) -> Result<(), StoreError> {
+        let mut place = lock(&self.place);
+        match std::mem::replace(&mut *place, Place::Between) {
+            Place::Staged(stage) => {
+                store.layers.commit(stage, key, &self.record)?;
+                *place = Place::Committed(Hold::adopt(&store.layers, key.to_owned()));
+            }
+            other => *place = other,
+        }
+        Ok(())
     }
 }
 
 /// Decides under which key each layer of an image is used, and makes those that depend on the ones below.
 fn stack(
     store: &Inner,
-    archive: &Archive,
+    blobs: &dyn Blobs,
     image: &Found,
     chains: &[String],
-    staged: &mut Staged,
+    made: &mut Layers,
 ) -> Result<Vec<String>, ImageError> {
     let mut keys: Vec<String> = Vec::new();
     for (index, (layer, chain)) in image.layers.iter().zip(chains).enumerate() {
         let diff = layer.expected.diff_id.hex();
         let is_lowest = index == 0;
-        let outcome = staged.get(diff).map(|(_, _, outcome)| outcome);
-        let depends = match outcome {
-            Some(outcome) => outcome.implied_directory || outcome.dangling_link.is_some(),
+        let by_itself = made.get(diff);
+        let depends = match by_itself {
+            Some(layer) => layer.record.depends_on_lower,
             // Not there by itself: then it is there under its chain ID.
             None => store.layers.depends_on_lower(diff).unwrap_or(true),
         };
-        if is_lowest && let Some(link) = outcome.and_then(|o| o.dangling_link.clone()) {
+        if is_lowest && let Some(link) = by_itself.and_then(|layer| layer.dangling_link.clone()) {
             let source = UnpackError::Entry { entry: link, reason: "it is a hard link to nothing" };
             return Err(ImageError::Unpack { layer: layer.expected.diff_id.to_string(), source });
         }
@@ -157,41 +238,41 @@ fn stack(
             keys.push(diff.to_owned());
             continue;
         }
-        if !store.layers.has(chain) && !staged.contains_key(chain) {
+        if !store.layers.has(chain) && !made.contains_key(chain) {
             let lower =
-                Lower::new(keys.iter().rev().map(|key| open_layer(store, staged, key)).collect::<Result<_, _>>()?);
-            let made = unpack_one(store, archive, layer, Some(&lower))?;
-            staged.insert(chain.clone(), made);
+                Lower::new(keys.iter().rev().map(|key| open_layer(store, made, key)).collect::<Result<_, _>>()?);
+            let layer = blobs.unpack(store, layer, Some(&lower))?;
+            made.insert(chain.clone(), Arc::new(layer));
         }
         keys.push(chain.clone());
     }
     Ok(keys)
 }
 
-fn open_layer(store: &Inner, staged: &Staged, key: &str) -> Result<OwnedFd, StoreError> {
-    match staged.get(key) {
-        Some((stage, ..)) => stage.open_fs(),
+fn open_layer(store: &Inner, made: &Layers, key: &str) -> Result<OwnedFd, StoreError> {
+    match made.get(key) {
+        Some(layer) => layer.open(store, key),
         None => stage::open(&store.layers.fs_path(key)),
     }
 }
 
 /// Brings everything to the disk, then makes the layers visible.
-fn commit(store: &Inner, staged: Staged, hold: &mut Hold) -> Result<(), StoreError> {
-    if staged.is_empty() {
+fn commit(store: &Inner, made: &Layers, hold: &mut Hold) -> Result<(), StoreError> {
+    if made.is_empty() {
         return Ok(());
     }
     let dir = store.layers.dir();
-    let sync = || -> std::io::Result<()> { Ok(nix::unistd::syncfs(File::open(dir)?)?) };
-    sync().map_err(|e| StoreError::io("sync the file system of", dir, e))?;
-    let mut described: Vec<(String, Stage, LayerRecord)> = Vec::new();
-    for (key, (stage, diff_id, outcome)) in staged {
-        let depends = outcome.implied_directory || outcome.dangling_link.is_some();
-        let record = stage.describe(&diff_id, depends)?;
-        described.push((key, stage, record));
-    }
-    for (key, stage, record) in described {
-        store.layers.commit(stage, &key, &record)?;
-        hold.join(Hold::adopt(&store.layers, key));
+    sync(store)?;
+    for (key, layer) in made {
+        layer.commit(store, key)?;
+        hold.join(Hold::new(&store.layers, std::slice::from_ref(key)));
     }
     File::open(dir).and_then(|d| d.sync_all()).map_err(|e| StoreError::io("sync", dir, e))
+}
+
+/// Writes the file system of the layers to its disk.
+pub(super) fn sync(store: &Inner) -> Result<(), StoreError> {
+    let dir = store.layers.dir();
+    let synced = || -> std::io::Result<()> { Ok(nix::unistd::syncfs(File::open(dir)?)?) };
+    synced().map_err(|e| StoreError::io("sync the file system of", dir, e))
 }

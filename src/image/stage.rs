@@ -9,15 +9,16 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use nix::errno::Errno;
-
 use super::error::StoreError;
 use super::record::LayerRecord;
-use super::unpack::{self, measure};
+use super::unpack::{self, Contents};
 use crate::id::Digest;
 
 /// What the names of unfinished things start with.
 pub(super) const PREFIX: &str = "tmp-";
+
+/// The list of a layer's files, beside them.
+pub(super) const FILES: &str = "files.zst";
 
 static SERIAL: AtomicU64 = AtomicU64::new(0);
 
@@ -59,10 +60,17 @@ impl Stage {
         open(&self.fs_path())
     }
 
-    /// Measures the layer and writes down what it is. To be called when its files are on the disk.
-    pub fn describe(&self, diff_id: &Digest, depends_on_lower: bool) -> Result<LayerRecord, StoreError> {
-        let failed = |e: Errno| StoreError::io("measure", self.fs_path(), e.into());
-        let record = LayerRecord::new(diff_id.clone(), measure(self.open_fs()?).map_err(failed)?, depends_on_lower);
+    /// Measures the layer and writes down what it is, and the list of its files. Nothing is synced.
+    pub fn describe(
+        &self,
+        diff_id: &Digest,
+        depends_on_lower: bool,
+        contents: Contents,
+    ) -> Result<LayerRecord, StoreError> {
+        let list = self.path.join(FILES);
+        let occupied = unpack::write_files(self.open_fs()?, contents, &list)
+            .map_err(|e| StoreError::io("write the list of files", list, e))?;
+        let record = LayerRecord::new(diff_id.clone(), occupied, depends_on_lower);
         let path = self.path.join("layer.json");
         record.write(&path).map_err(|e| StoreError::io("write", path, e))?;
         Ok(record)

@@ -3,6 +3,7 @@
 mod hostile;
 mod kit;
 mod layers;
+mod verify;
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};

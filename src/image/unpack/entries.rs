@@ -21,6 +21,13 @@ pub(in crate::image) trait Source: Read {
         let passed = io::copy(&mut Read::take(&mut this, bytes), &mut io::sink())?;
         if passed == bytes { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
     }
+
+    /// Reads at most `most` bytes, where they are or into `buffer`; none at the end.
+    fn piece<'a>(&'a mut self, buffer: &'a mut [u8], most: usize) -> io::Result<&'a [u8]> {
+        let most = most.min(buffer.len());
+        let read = self.read(&mut buffer[..most])?;
+        Ok(&buffer[..read])
+    }
 }
 
 /// What an entry is.
@@ -134,6 +141,20 @@ impl<'a, R: Source> Entries<'a, R> {
         }
         self.remaining -= read as u64;
         Ok(read)
+    }
+
+    /// At most `most` bytes of the current entry's content, in place or in `buffer`; none at its end.
+    pub fn piece<'b>(&'b mut self, buffer: &'b mut [u8], most: u64) -> Result<&'b [u8], UnpackError> {
+        let most = usize::try_from(self.remaining.min(most)).unwrap_or(usize::MAX);
+        if most == 0 {
+            return Ok(&[]);
+        }
+        let piece = self.source.piece(buffer, most).map_err(from_stream)?;
+        if piece.is_empty() {
+            return Err(damaged("it ends in the middle of a file"));
+        }
+        self.remaining -= piece.len() as u64;
+        Ok(piece)
     }
 
     fn header(&mut self) -> Result<Option<Header>, UnpackError> {

@@ -2,7 +2,6 @@
 
 use std::ffi::CString;
 use std::fs::File;
-use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
@@ -10,12 +9,14 @@ use std::os::unix::fs::FileExt;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{
-    FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, futimens, makedev, mknodat, utimensat,
+    FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, fstat, futimens, makedev, mknodat,
+    utimensat,
 };
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, fchown, fchownat, linkat, symlinkat};
 
 use super::UnpackError;
+use super::contents::ContentHash;
 use super::entries::{Entries, Entry, Kind, Source, Sparse};
 use super::lower::Found;
 use super::tree::{Dir, Tree, join};
@@ -131,9 +132,9 @@ impl Tree<'_> {
             Kind::Directory => self.put_directory(path, &attributes),
             Kind::File => {
                 let (dir, name) = self.locate(path)?;
-                let file = File::from(self.create(&dir, &name, path)?);
-                self.fill(&file, path, entry, entries, buffer)?;
-                self.dress_file(&file, &attributes, path)
+                let file = File::from(self.create(&dir, &name, path, &attributes)?);
+                let hash = self.fill(&file, path, entry, entries, buffer)?;
+                self.dress_file(&file, &attributes, path, Some(hash))
             }
             Kind::Symlink => self.put_symlink(path, &entry.link, &attributes),
             Kind::HardLink => self.put_hard_link(path, &entry.link),
@@ -281,18 +282,25 @@ impl Tree<'_> {
         let opened = openat(&from, from_name.as_c_str(), flags, Mode::empty());
         let mut source = File::from(opened.map_err(self.failed("open", path))?);
         self.reserve(u64::try_from(stat.st_size).unwrap_or(0))?;
-        let mut file = File::from(self.create(dir, name, path)?);
+        let attributes = Attributes::of(source.as_fd(), &stat).map_err(self.failed("read attributes of", path))?;
+        let mut file = File::from(self.create(dir, name, path, &attributes)?);
         let copied = std::io::copy(&mut source, &mut file).map(drop);
         copied.map_err(|e| self.failed("copy", path)(Errno::from_raw(e.raw_os_error().unwrap_or(0))))?;
-        let attributes = Attributes::of(source.as_fd(), &stat).map_err(self.failed("read attributes of", path))?;
-        self.dress_file(&file, &attributes, path)
+        self.dress_file(&file, &attributes, path, None)
     }
 
-    fn create(&mut self, dir: &Dir, name: &CString, path: &[u8]) -> Result<OwnedFd, UnpackError> {
+    /// Makes an empty file, with its permissions where that needs no second call.
+    fn create(
+        &mut self,
+        dir: &Dir,
+        name: &CString,
+        path: &[u8],
+        attributes: &Attributes,
+    ) -> Result<OwnedFd, UnpackError> {
         let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        self.make_new(dir, name, path, |dir, name| {
-            openat(&dir.fd, name.as_c_str(), flags, Mode::from_bits_truncate(0o600))
-        })
+        // Setuid and the like only once the owner is right.
+        let mode = attributes.mode & Mode::from_bits_truncate(0o777);
+        self.make_new(dir, name, path, |dir, name| openat(&dir.fd, name.as_c_str(), flags, mode))
     }
 
     /// Makes something new, once more after clearing the place: of entries with the same path the later one wins.
@@ -313,6 +321,7 @@ impl Tree<'_> {
         }
     }
 
+    /// Writes an entry's content and returns its hash, holes included.
     fn fill<R: Source>(
         &mut self,
         file: &File,
@@ -320,41 +329,67 @@ impl Tree<'_> {
         entry: &Entry,
         entries: &mut Entries<'_, R>,
         buffer: &mut [u8],
-    ) -> Result<(), UnpackError> {
+    ) -> Result<u64, UnpackError> {
         self.reserve(entry.size)?;
         let failed = self.failed("write", path);
         let errno = |e: std::io::Error| failed(Errno::from_raw(e.raw_os_error().unwrap_or(0)));
-        if let Some(Sparse { real_size, parts }) = &entry.sparse {
-            file.set_len(*real_size).map_err(errno)?;
-            for &(mut offset, mut length) in parts {
-                while length > 0 {
-                    let most = usize::try_from(length).unwrap_or(usize::MAX).min(buffer.len());
-                    let read = entries.read(&mut buffer[..most])?;
-                    if read == 0 {
-                        return Err(refuse(path, "its map of holes does not fit its content"));
-                    }
-                    file.write_all_at(&buffer[..read], offset).map_err(errno)?;
-                    offset += read as u64;
-                    length -= read as u64;
+        let mut hash = ContentHash::default();
+        let Some(Sparse { real_size, parts }) = &entry.sparse else {
+            let mut offset = 0;
+            while offset < entry.size {
+                let piece = entries.piece(buffer, entry.size - offset)?;
+                if piece.is_empty() {
+                    return Err(refuse(path, "its content is shorter than its header says"));
                 }
+                file.write_all_at(piece, offset).map_err(errno)?;
+                hash.add(piece);
+                offset += piece.len() as u64;
             }
-            return Ok(());
+            return Ok(hash.finish());
+        };
+        // Holes cost a reader time, though no space.
+        self.hole_bytes = self.hole_bytes.saturating_add(real_size.saturating_sub(entry.size));
+        if self.hole_bytes > self.limits().layer_bytes {
+            return Err(UnpackError::Limit { what: "bytes of holes", limit: self.limits().layer_bytes });
         }
-        loop {
-            match entries.read(buffer)? {
-                0 => return Ok(()),
-                read => {
-                    let mut writer = file;
-                    writer.write_all(&buffer[..read]).map_err(errno)?;
+        file.set_len(*real_size).map_err(errno)?;
+        let mut end = 0;
+        for &(mut offset, mut length) in parts {
+            hash.add_hole(offset - end);
+            while length > 0 {
+                let piece = entries.piece(buffer, length)?;
+                if piece.is_empty() {
+                    return Err(refuse(path, "its map of holes does not fit its content"));
                 }
+                file.write_all_at(piece, offset).map_err(errno)?;
+                hash.add(piece);
+                offset += piece.len() as u64;
+                length -= piece.len() as u64;
             }
+            end = offset;
         }
+        hash.add_hole(real_size - end);
+        Ok(hash.finish())
     }
 
-    fn dress_file(&self, file: &File, attributes: &Attributes, path: &[u8]) -> Result<(), UnpackError> {
-        let applied = attributes.apply(file.as_fd());
-        applied
-            .and_then(|()| futimens(file, &attributes.mtime, &attributes.mtime))
-            .map_err(self.failed("set attributes of", path))
+    /// Gives a file what it was not made with: most are root's, and made with their permissions.
+    fn dress_file(
+        &mut self,
+        file: &File,
+        attributes: &Attributes,
+        path: &[u8],
+        hash: Option<u64>,
+    ) -> Result<(), UnpackError> {
+        let failed = self.failed("set attributes of", path);
+        let stat = fstat(file).map_err(&failed)?;
+        let is_right = stat.st_uid == attributes.uid.as_raw()
+            && stat.st_gid == attributes.gid.as_raw()
+            && stat.st_mode & 0o7777 == attributes.mode.bits();
+        if !is_right || !attributes.xattrs.is_empty() {
+            attributes.apply(file.as_fd()).map_err(&failed)?;
+        }
+        futimens(file, &attributes.mtime, &attributes.mtime).map_err(&failed)?;
+        self.contents.add(stat.st_ino, hash, !attributes.xattrs.is_empty());
+        Ok(())
     }
 }

@@ -8,6 +8,8 @@
 //! target is in a layer below, and a directory that is only implied by a path (it has the attributes, or is the
 //! symbolic link, that layers below give it). Such a layer is unpacked again with the layers below at hand.
 
+mod ahead;
+mod contents;
 mod entries;
 mod lower;
 mod make;
@@ -25,16 +27,22 @@ use crate::id::Digest;
 use crate::image::Limits;
 use crate::image::error::UnpackError;
 
+pub(super) use contents::{Contents, compare as compare_files, write as write_files};
 pub(super) use entries::{Entries, Kind, Source};
 pub(super) use lower::Lower;
-pub(super) use stream::{Compression, Hashing, decompressed};
-pub(super) use walk::{Occupied, measure, remove};
+pub(super) use stream::{Compression, decompressed};
+pub(super) use walk::{Occupied, remove};
 
+use ahead::Ahead;
 use entries::from_stream;
 use tree::Tree;
 use whiteout::{Target, classify, normalise, refuse};
 
 const BUFFER_BYTES: usize = 256 << 10;
+/// Blobs below are unpacked by the calling thread alone.
+const SMALL_BYTES: u64 = 128 << 10;
+/// Blobs from here on get a thread for each hash.
+const LARGE_BYTES: u64 = 8 << 20;
 
 /// What the bytes of a layer must turn out to be.
 #[derive(Debug, Clone)]
@@ -45,46 +53,59 @@ pub(super) struct Expected {
 }
 
 /// How a layer stands to the ones below.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) struct Outcome {
     /// A path implies a directory: its attributes are those below, unless there is nothing below.
     pub implied_directory: bool,
     /// The first hard link whose target was not there; it was left out.
     pub dangling_link: Option<String>,
+    /// Hashes of what was written.
+    pub contents: Contents,
 }
 
-/// Unpacks `blob` into the empty directory `into` (`host_path`, for messages).
+/// Unpacks `blob` into the empty directory `into` (`host_path`, for messages), with up to three threads beside the
+/// calling one.
 ///
 /// `lower`: none to find out whether the layer depends on others, else the layers below.
 ///
 /// # Errors
 /// [`UnpackError`]; what was made so far is the caller's to remove.
 pub(super) fn unpack(
-    blob: impl Read,
+    blob: impl Read + Send + 'static,
     expected: &Expected,
     into: OwnedFd,
     host_path: &Path,
     lower: Option<&Lower>,
     limits: &Limits,
 ) -> Result<Outcome, UnpackError> {
-    let (blob, compressed) = Hashing::new(blob, u64::MAX);
+    // A thread costs some 50 µs; a layer of unknown size is worth it.
+    let size = expected.blob.as_ref().map_or(u64::MAX, |(_, size)| *size);
+    let (is_small, is_large) = (size < SMALL_BYTES, size >= LARGE_BYTES);
+    let (mut blob, compressed) = Ahead::here(blob).tallied(u64::MAX);
+    if is_large && std::thread::available_parallelism().is_ok_and(|n| n.get() > 2) {
+        blob = blob.onto_thread("hash-blob");
+    }
     let plain = decompressed(blob).map_err(from_stream)?;
-    let (plain, unpacked) = Hashing::new(plain, limits.layer_bytes);
+    let plain = if is_small { Ahead::here(plain) } else { Ahead::thread("inflate", plain) };
+    let (mut plain, unpacked) = plain.tallied(limits.layer_bytes);
+    if is_large {
+        plain = plain.onto_thread("hash-layer");
+    }
     let mut entries = Entries::new(plain, limits, limits.layer_entries);
     let mut tree = Tree::new(into, host_path, lower, limits);
-    let result = put_all(&mut entries, &mut tree, limits);
-    if result.is_ok() {
-        // What follows the archive's end belongs to the digests.
-        io::copy(entries.source(), &mut io::sink()).map_err(from_stream)?;
-    }
-    drop(entries);
-    result?;
+    put_all(&mut entries, &mut tree, limits)?;
+    // What follows the archive's end belongs to the digests.
+    io::copy(entries.source(), &mut io::sink()).map_err(from_stream)?;
     if let Some((digest, size)) = &expected.blob {
         compare("size", &size.to_string(), &compressed.bytes().to_string())?;
         compare("digest", digest.as_str(), compressed.digest().as_str())?;
     }
     compare("diff ID", expected.diff_id.as_str(), unpacked.digest().as_str())?;
-    let outcome = Outcome { implied_directory: tree.implied_directory, dangling_link: tree.dangling_link.take() };
+    let outcome = Outcome {
+        implied_directory: tree.implied_directory,
+        dangling_link: tree.dangling_link.take(),
+        contents: std::mem::take(&mut tree.contents),
+    };
     tree.finish()?;
     Ok(outcome)
 }

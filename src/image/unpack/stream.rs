@@ -1,58 +1,38 @@
 //! A blob on its way into a layer: hashed, decompressed, hashed again, bounded.
 
-use std::cell::RefCell;
 use std::io::{self, BufRead, BufReader, Cursor, Read};
-use std::rc::Rc;
+use std::sync::{Arc, Mutex};
 
 use sha2::{Digest as _, Sha256};
 
 use super::UnpackError;
-use super::entries::Source;
 use crate::id::Digest;
+use crate::image::store::lock;
 
-/// Counts and hashes what is read through it.
-pub(in crate::image) struct Hashing<R> {
-    inner: R,
-    tally: Tally,
-    most_bytes: u64,
-}
-
-/// What a [`Hashing`] has seen so far; shared with it.
+/// What went through so far: bytes and their SHA-256. Clones share it.
 #[derive(Clone, Default)]
-pub(in crate::image) struct Tally(Rc<RefCell<(Sha256, u64)>>);
+pub(in crate::image) struct Tally(Arc<Mutex<(Sha256, u64)>>);
 
 impl Tally {
+    /// Counts `bytes`; an error when they are more than `most` in all.
+    pub fn add(&self, bytes: &[u8], most: u64) -> io::Result<()> {
+        let mut tally = lock(&self.0);
+        tally.0.update(bytes);
+        tally.1 += bytes.len() as u64;
+        if tally.1 > most {
+            return Err(io::Error::other(UnpackError::Limit { what: "bytes after decompression", limit: most }));
+        }
+        Ok(())
+    }
+
     pub fn bytes(&self) -> u64 {
-        self.0.borrow().1
+        lock(&self.0).1
     }
 
     pub fn digest(&self) -> Digest {
-        Digest::sha256(self.0.borrow().0.clone().finalize().into())
+        Digest::sha256(lock(&self.0).0.clone().finalize().into())
     }
 }
-
-impl<R> Hashing<R> {
-    pub fn new(inner: R, most_bytes: u64) -> (Self, Tally) {
-        let tally = Tally::default();
-        (Self { inner, tally: tally.clone(), most_bytes }, tally)
-    }
-}
-
-impl<R: Read> Read for Hashing<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.inner.read(buffer)?;
-        let mut tally = self.tally.0.borrow_mut();
-        tally.0.update(&buffer[..read]);
-        tally.1 += read as u64;
-        if tally.1 > self.most_bytes {
-            let limit = self.most_bytes;
-            return Err(io::Error::other(UnpackError::Limit { what: "bytes after decompression", limit }));
-        }
-        Ok(read)
-    }
-}
-
-impl<R: Read> Source for Hashing<R> {}
 
 /// How a stream is compressed, told by its first bytes: media types lie.
 pub(in crate::image) enum Compression {
@@ -75,11 +55,12 @@ impl Compression {
 ///
 /// # Errors
 /// Those of reading its first bytes, or no memory for a decoder.
-pub(in crate::image) fn decompressed<'r>(mut raw: impl Read + 'r) -> io::Result<Box<dyn Read + 'r>> {
+pub(in crate::image) fn decompressed<'r>(mut raw: impl Read + Send + 'r) -> io::Result<Box<dyn Read + Send + 'r>> {
     let mut start = Vec::with_capacity(4);
     raw.by_ref().take(4).read_to_end(&mut start)?;
     let compression = Compression::of(&start);
-    let whole: Box<dyn BufRead + 'r> = Box::new(BufReader::with_capacity(128 << 10, Cursor::new(start).chain(raw)));
+    let whole: Box<dyn BufRead + Send + 'r> =
+        Box::new(BufReader::with_capacity(128 << 10, Cursor::new(start).chain(raw)));
     Ok(match compression {
         Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(whole)),
         Compression::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(whole)?),

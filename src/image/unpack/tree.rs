@@ -19,6 +19,7 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::UnpackError;
+use super::contents::Contents;
 use super::lower::{Found, Lower, OPAQUE};
 use super::make::Attributes;
 use super::walk::{self, file_type, is_whiteout, look};
@@ -45,6 +46,10 @@ pub(super) struct Tree<'a> {
     times_bytes: usize,
     work: u64,
     unchecked_bytes: u64,
+    /// Hashes of what was written, for the list of the layer's files.
+    pub contents: Contents,
+    /// Bytes of holes in all files so far.
+    pub hole_bytes: u64,
     /// A directory was made whose attributes a layer below may have.
     pub implied_directory: bool,
     /// A hard link whose target is not in this layer.
@@ -78,6 +83,8 @@ impl<'a> Tree<'a> {
             times_bytes: 0,
             work: 0,
             unchecked_bytes: 0,
+            contents: Contents::default(),
+            hole_bytes: 0,
             implied_directory: false,
             dangling_link: None,
         }

@@ -1,13 +1,12 @@
 //! Measures and removes trees by directory descriptors, following no link.
 
-use std::collections::HashSet;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 /// What a tree occupies, as `du` counts it: hard links once.
@@ -18,7 +17,7 @@ pub(in crate::image) struct Occupied {
 }
 
 impl Occupied {
-    fn add(&mut self, stat: &FileStat) {
+    pub(super) fn add(&mut self, stat: &FileStat) {
         // Blocks are of 512 bytes whatever the file system's own are.
         self.bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
         self.inodes += 1;
@@ -44,37 +43,6 @@ pub(in crate::image) fn file_type(stat: &FileStat) -> SFlag {
 /// Whether this is overlay's mark that something below is hidden.
 pub(in crate::image) fn is_whiteout(stat: &FileStat) -> bool {
     file_type(stat) == SFlag::S_IFCHR && stat.st_rdev == 0
-}
-
-/// Measures the directory and all in it.
-pub(in crate::image) fn measure(dir: OwnedFd) -> Result<Occupied, Errno> {
-    let mut total = Occupied::default();
-    total.add(&fstat(&dir)?);
-    let mut linked = HashSet::new();
-    measure_below(dir, &mut total, &mut linked)?;
-    Ok(total)
-}
-
-fn measure_below(dir: OwnedFd, total: &mut Occupied, linked: &mut HashSet<(u64, u64)>) -> Result<(), Errno> {
-    let mut dir = Dir::from_fd(dir)?;
-    let mut below = Vec::new();
-    let handle = dir.as_fd().try_clone_to_owned().map_err(|_| Errno::EMFILE)?;
-    for entry in dir.iter() {
-        let entry = entry?;
-        let name = entry.file_name();
-        if name == c"." || name == c".." {
-            continue;
-        }
-        let stat = look(handle.as_fd(), name)?;
-        if file_type(&stat) == SFlag::S_IFDIR {
-            below.push(name.to_owned());
-        } else if stat.st_nlink > 1 && !linked.insert((stat.st_dev, stat.st_ino)) {
-            continue;
-        }
-        total.add(&stat);
-    }
-    drop(dir);
-    below.iter().try_for_each(|name| measure_below(open_dir(handle.as_fd(), name)?, total, linked))
 }
 
 /// Removes `name` and all in it; that it is gone already is fine. Adds one to `steps` for each thing removed.
