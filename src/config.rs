@@ -55,6 +55,8 @@ pub struct Config {
     pub shim_cgroup: String,
     /// Size of a pod's `/dev/shm`.
     pub shm_size_bytes: u64,
+    /// Images that are never pruned, by any form of their names.
+    pub pinned_images: Vec<String>,
     /// Threads of the daemon that serve requests.
     pub worker_threads: usize,
     /// See [`LogLevel`].
@@ -163,6 +165,7 @@ struct Raw {
     cgroup_parent: Option<String>,
     shim_cgroup: Option<String>,
     shm_size_bytes: Option<u64>,
+    pinned_images: Option<Vec<String>>,
     worker_threads: Option<usize>,
     log_level: Option<LogLevel>,
     log_format: Option<LogFormat>,
@@ -196,6 +199,7 @@ impl Raw {
             cgroup_parent: self.cgroup_parent.unwrap_or_else(|| "/aril".to_owned()),
             shim_cgroup: self.shim_cgroup.unwrap_or_else(|| "/aril-shims".to_owned()),
             shm_size_bytes: self.shm_size_bytes.unwrap_or(64 << 20),
+            pinned_images: self.pinned_images.unwrap_or_default(),
             worker_threads: self.worker_threads.unwrap_or(2),
             log_level: self.log_level.unwrap_or_default(),
             log_format: self.log_format.unwrap_or_default(),
@@ -231,6 +235,11 @@ const KEYS: &[Key] = &[
         name: "shm_size_bytes",
         wants: "a whole number from 4096 to 1099511627776",
         take: |raw, v| number(v, 4096..=1 << 40).map(|n| raw.shm_size_bytes = Some(n)),
+    },
+    Key {
+        name: "pinned_images",
+        wants: "a list of image names like [\"registry.k8s.io/pause:3.10\"]",
+        take: |raw, v| names(v).map(|n| raw.pinned_images = Some(n)),
     },
     Key {
         name: "worker_threads",
@@ -278,6 +287,11 @@ impl LogFormat {
 
 fn absolute(value: &DeValue<'_>) -> Option<PathBuf> {
     value.as_str().map(PathBuf::from).filter(|p| p.is_absolute())
+}
+
+fn names(value: &DeValue<'_>) -> Option<Vec<String>> {
+    let name = |v: &toml::Spanned<DeValue<'_>>| v.get_ref().as_str().filter(|n| !n.is_empty()).map(str::to_owned);
+    value.as_array()?.iter().map(name).collect()
 }
 
 fn cgroup(path: &str) -> Option<String> {
@@ -380,6 +394,7 @@ mod tests {
             cgroup_parent = "/kube/pods"
             shim_cgroup = "/kube/shims"
             shm_size_bytes = 1_048_576
+            pinned_images = ["pause", "registry.example/tool:1"]
             worker_threads = 0x4
             log_level = "debug"
             log_format = "json"
@@ -392,6 +407,7 @@ mod tests {
             cgroup_parent: "/kube/pods".into(),
             shim_cgroup: "/kube/shims".into(),
             shm_size_bytes: 1 << 20,
+            pinned_images: vec!["pause".into(), "registry.example/tool:1".into()],
             worker_threads: 4,
             log_level: LogLevel::Debug,
             log_format: LogFormat::Json,
@@ -421,6 +437,8 @@ mod tests {
             ("log_level = \"loud\"", "one of"),
             ("cgroup_parent = \"/a/../b\"", "cgroup path"),
             ("cgroup_parent = \"/\"", "cgroup path"),
+            ("pinned_images = \"pause\"", "list of image names"),
+            ("pinned_images = [\"pause\", 1]", "list of image names"),
         ] {
             let error = config(text).unwrap_err();
             assert!(error.starts_with("/c.toml:1: ") && error.contains(wants), "{error}");

@@ -1,27 +1,24 @@
-//! CRI's ImageService, over the images that were imported.
+//! CRI's ImageService, over the store of images.
 
-use std::pin::Pin;
+use std::sync::Arc;
 
-use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
-use super::error::{image_store, invalid, unimplemented};
+use super::error::{image_store, invalid};
 use super::{Service, info};
 use crate::api::cri::{self, *};
 use crate::api::service::cri::image_service_server::ImageService;
 use crate::image;
+
+/// Images in one message of a streamed list.
+const BATCH: usize = 500;
 
 type Answer<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
 impl ImageService for Service {
     async fn list_images(&self, request: Request<ListImagesRequest>) -> Answer<ListImagesResponse> {
-        let filter = request.into_inner().filter.and_then(|filter| filter.image).unwrap_or_default();
-        let images = match filter.image.as_str() {
-            "" => self.node.images().list(),
-            reference => self.node.images().get(reference).into_iter().collect(),
-        };
-        Ok(Response::new(ListImagesResponse { images: images.iter().map(|image| message(image)).collect() }))
+        Ok(Response::new(ListImagesResponse { images: self.listed(request.into_inner().filter) }))
     }
 
     async fn image_status(&self, request: Request<ImageStatusRequest>) -> Answer<ImageStatusResponse> {
@@ -32,7 +29,7 @@ impl ImageService for Service {
             return Ok(Response::new(ImageStatusResponse::default()));
         };
         let info = if verbose { info::image(&found) } else { Default::default() };
-        Ok(Response::new(ImageStatusResponse { image: Some(message(&found)), info }))
+        Ok(Response::new(ImageStatusResponse { image: Some(self.message(&found)), info }))
     }
 
     async fn pull_image(&self, _: Request<PullImageRequest>) -> Answer<PullImageResponse> {
@@ -65,10 +62,40 @@ impl ImageService for Service {
         }))
     }
 
-    type StreamImagesStream = Pin<Box<dyn Stream<Item = Result<StreamImagesResponse, Status>> + Send>>;
+    type StreamImagesStream = tokio_stream::Iter<std::vec::IntoIter<Result<StreamImagesResponse, Status>>>;
 
-    async fn stream_images(&self, _: Request<StreamImagesRequest>) -> Answer<Self::StreamImagesStream> {
-        Err(unimplemented("StreamImages"))
+    async fn stream_images(&self, request: Request<StreamImagesRequest>) -> Answer<Self::StreamImagesStream> {
+        let images = self.listed(request.into_inner().filter);
+        let batch = |images: &[cri::Image]| Ok(StreamImagesResponse { images: images.to_vec() });
+        let batches: Vec<_> = images.chunks(BATCH).map(batch).collect();
+        Ok(Response::new(tokio_stream::iter(batches)))
+    }
+}
+
+impl Service {
+    /// The images a filter wants: all, or the one of that name.
+    fn listed(&self, filter: Option<ImageFilter>) -> Vec<cri::Image> {
+        let wanted = filter.and_then(|filter| filter.image).unwrap_or_default();
+        let images: Vec<Arc<image::Image>> = match wanted.image.as_str() {
+            "" => self.node.images().list(),
+            reference => self.node.images().get(reference).into_iter().collect(),
+        };
+        images.iter().map(|image| self.message(image)).collect()
+    }
+
+    /// An image as CRI shows it.
+    fn message(&self, image: &image::Image) -> cri::Image {
+        let (uid, username) = user(&image.config.user);
+        cri::Image {
+            id: image.id.to_string(),
+            repo_tags: image.repo_tags.clone(),
+            repo_digests: image.repo_digests.clone(),
+            size: image.size_bytes,
+            uid,
+            username,
+            spec: None,
+            pinned: self.node.is_pinned(image),
+        }
     }
 }
 
@@ -79,27 +106,14 @@ fn named(image: Option<ImageSpec>) -> Result<String, Status> {
     }
 }
 
-/// An image as CRI shows it.
-fn message(image: &image::Image) -> cri::Image {
-    let (uid, username) = user(&image.config.user);
-    cri::Image {
-        id: image.id.to_string(),
-        repo_tags: image.repo_tags.clone(),
-        repo_digests: image.repo_digests.clone(),
-        size: image.size_bytes,
-        uid,
-        username,
-        spec: None,
-        pinned: image.pinned,
-    }
-}
-
-/// The user part of `USER`, as a number or else as a name. kubelet decides runAsNonRoot by it.
+/// The user part of `USER`, as a number or else as a name. kubelet decides runAsNonRoot by it, so only what a
+/// container would take for a number is one: digits alone, and not the highest, which is the kernel's "no id".
 fn user(text: &str) -> (Option<Int64Value>, String) {
     let user = text.split(':').next().unwrap_or_default();
+    let digits = !user.is_empty() && user.bytes().all(|b| b.is_ascii_digit());
     match user.parse::<u32>() {
-        Ok(value) => (Some(Int64Value { value: value.into() }), String::new()),
-        Err(_) => (None, user.to_owned()),
+        Ok(value) if digits && value != u32::MAX => (Some(Int64Value { value: value.into() }), String::new()),
+        _ => (None, user.to_owned()),
     }
 }
 
@@ -114,6 +128,9 @@ mod tests {
         assert_eq!(user("www:www"), (None, "www".to_owned()));
         assert_eq!(user(""), (None, String::new()));
         // A number that no kernel knows is nobody's, least of all root's.
-        assert_eq!(user("4294967296"), (None, "4294967296".to_owned()));
+        for odd in ["4294967296", "4294967295", "+0", "-1", " 0", "0x0", "0 "] {
+            assert_eq!(user(odd), (None, odd.to_owned()));
+        }
+        assert_eq!(user("0000"), (Some(Int64Value { value: 0 }), String::new()));
     }
 }

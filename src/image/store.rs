@@ -32,8 +32,6 @@ pub struct Image {
     pub layers: Vec<String>,
     /// What containers start with.
     pub config: ImageConfig,
-    /// Never to be removed by garbage collection.
-    pub pinned: bool,
 }
 
 /// What the store occupies.
@@ -320,7 +318,6 @@ impl Inner {
             size_bytes: record.size_bytes,
             layers: record.layers.iter().rev().map(|l| l.key.clone()).collect(),
             config: record.parsed()?.config,
-            pinned: false,
         })
     }
 

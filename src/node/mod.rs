@@ -113,6 +113,15 @@ impl Node {
         &self.images
     }
 
+    /// Whether the configuration wants the image kept, by any of its names.
+    #[must_use]
+    pub fn is_pinned(&self, image: &image::Image) -> bool {
+        self.settings.pinned_images.iter().any(|pin| match (pin.digest(), pin.tagged()) {
+            (Some(digest), _) => image.repo_digests.contains(&pin.with_digest(digest)),
+            (None, tagged) => tagged.is_some_and(|name| image.repo_tags.contains(&name)),
+        })
+    }
+
     /// Where it keeps what.
     #[must_use]
     pub fn settings(&self) -> &Settings {

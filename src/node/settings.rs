@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::id::{ContainerId, SandboxId};
+use crate::image::Reference;
 
 /// All that a node must be told. Validated by `config`; every field has a meaning of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +20,8 @@ pub struct Settings {
     pub shim_cgroup: String,
     /// Size of a pod's `/dev/shm`.
     pub shm_size_bytes: u64,
+    /// Images that no garbage collection may take.
+    pub pinned_images: Vec<Reference>,
     /// The limits of open files of every container, soft and hard; `None`: those shims are started with.
     pub open_files: Option<(u64, u64)>,
 }
@@ -34,6 +37,7 @@ impl Settings {
             cgroup_parent: "/aril".to_owned(),
             shim_cgroup: "/aril-shims".to_owned(),
             shm_size_bytes: 64 << 20,
+            pinned_images: Vec::new(),
             open_files: None,
         }
     }

@@ -18,6 +18,7 @@ use tracing::level_filters::LevelFilter;
 
 use aril::cli::args::{Global, ServeArgs};
 use aril::config::{Config, LogFormat, LogLevel};
+use aril::image::Reference;
 use aril::node::{Node, Settings};
 use aril::sys::process;
 use aril::{cli, cri, observe};
@@ -52,7 +53,7 @@ pub fn serve(global: &Global, args: &ServeArgs) -> Result<(), Box<dyn Error>> {
         .thread_name("aril")
         .enable_all()
         .build()?;
-    let result = runtime.block_on(run(&config, settings(&config, shim, open_files), args.exit_when_idle));
+    let result = runtime.block_on(run(&config, settings(&config, shim, open_files)?, args.exit_when_idle));
     // What still runs after the drain waits for shims; they do without us.
     runtime.shutdown_timeout(Duration::from_millis(100));
     result
@@ -94,16 +95,18 @@ async fn run(config: &Config, settings: Settings, exit_when_idle: bool) -> Resul
     Ok(())
 }
 
-fn settings(config: &Config, shim: PathBuf, open_files: (u64, u64)) -> Settings {
-    Settings {
+fn settings(config: &Config, shim: PathBuf, open_files: (u64, u64)) -> Result<Settings, Box<dyn Error>> {
+    let pinned: Result<Vec<Reference>, _> = config.pinned_images.iter().map(|name| name.parse()).collect();
+    Ok(Settings {
         root: config.root.clone(),
         state: config.state.clone(),
         shim,
         cgroup_parent: config.cgroup_parent.clone(),
         shim_cgroup: config.shim_cgroup.clone(),
         shm_size_bytes: config.shm_size_bytes,
+        pinned_images: pinned.map_err(|e| format!("pinned_images: {e}"))?,
         open_files: Some(open_files),
-    }
+    })
 }
 
 fn level(level: LogLevel) -> LevelFilter {

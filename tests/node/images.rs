@@ -2,11 +2,14 @@
 
 use aril::api::cri::{
     Image, ImageFilter, ImageFsInfoRequest, ImageSpec, ImageStatusRequest, ListImagesRequest, RemoveImageRequest,
+    StreamImagesRequest,
 };
+use aril::api::service::cri::image_service_client::ImageServiceClient;
 use serde_json::json;
-use tonic::Code;
+use tonic::transport::Channel;
+use tonic::{Code, Response};
 
-use crate::support::{Entry, TestNode, custom_image, refused};
+use crate::support::{Entry, Options, TestNode, custom_image, refused};
 
 fn spec(reference: &str) -> Option<ImageSpec> {
     Some(ImageSpec { image: reference.to_owned(), ..ImageSpec::default() })
@@ -59,6 +62,45 @@ fn images_are_listed_once_with_all_tags() {
     remove(&node, "gcr.io/k8s-staging-cri-tools/test-image-tags:2");
     assert_eq!(list(&node, None).len(), 2);
     assert!(status(&node, "gcr.io/k8s-staging-cri-tools/test-image-tags:1").is_none());
+    node.finish();
+}
+
+/// All messages of a streamed list.
+fn streamed(node: &TestNode, filter: Option<&str>) -> Vec<Vec<Image>> {
+    let request = StreamImagesRequest { filter: filter.map(|f| ImageFilter { image: spec(f) }) };
+    let collect = |mut c: ImageServiceClient<Channel>| async move {
+        let mut stream = c.stream_images(request).await?.into_inner();
+        let mut messages = Vec::new();
+        while let Some(message) = stream.message().await? {
+            messages.push(message.images);
+        }
+        Ok(Response::new(messages))
+    };
+    node.cri().images(collect).expect("stream images")
+}
+
+#[test]
+fn a_streamed_list_is_the_list() {
+    let node = TestNode::start();
+    node.import("test-tags");
+    node.import("test-1");
+    assert_eq!(streamed(&node, None).concat(), list(&node, None));
+    assert_eq!(streamed(&node, Some("probe")).concat(), list(&node, Some("probe")));
+    assert_eq!(list(&node, Some("probe")).len(), 1);
+    assert!(streamed(&node, Some("other")).concat().is_empty());
+    node.finish();
+}
+
+#[test]
+fn images_are_pinned_by_the_configuration() {
+    let config = "pinned_images = [\"probe\", \"gcr.io/k8s-staging-cri-tools/test-image-tags:2\"]\n".to_owned();
+    let node = TestNode::with(Options { config, ..Options::default() });
+    node.import("test-tags");
+    node.import("test-1");
+    let pinned: Vec<Image> = list(&node, None).into_iter().filter(|i| i.pinned).collect();
+    assert_eq!(pinned.len(), 2, "{pinned:?}");
+    assert!(status(&node, "gcr.io/k8s-staging-cri-tools/test-image-tags:1").unwrap().pinned, "one image, three names");
+    assert!(!status(&node, "gcr.io/k8s-staging-cri-tools/test-image-1").unwrap().pinned);
     node.finish();
 }
 
