@@ -10,7 +10,7 @@ use crate::node::{ContainerRecord, SandboxRecord};
 pub(super) fn sandbox(filter: Option<&cri::PodSandboxFilter>, record: &SandboxRecord) -> bool {
     filter.is_none_or(|f| {
         record.id.as_str().starts_with(&f.id)
-            && f.state.as_ref().is_none_or(|s| s.state == i32::from(sandbox_state(&record.state)))
+            && f.state.as_ref().is_none_or(|s| s.state == i32::from(sandbox_state(record)))
             && has_labels(&record.config.labels, &f.label_selector)
     })
 }
@@ -20,7 +20,7 @@ pub(super) fn container(filter: Option<&cri::ContainerFilter>, record: &Containe
     filter.is_none_or(|f| {
         record.id.as_str().starts_with(&f.id)
             && record.sandbox.as_str().starts_with(&f.pod_sandbox_id)
-            && f.state.as_ref().is_none_or(|s| s.state == i32::from(container_state(&record.state)))
+            && f.state.as_ref().is_none_or(|s| s.state == i32::from(container_state(record)))
             && has_labels(&record.config.labels, &f.label_selector)
     })
 }

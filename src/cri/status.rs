@@ -5,17 +5,18 @@ use crate::node::spec::signal_number;
 use crate::node::state::{ContainerState, Exit, SandboxState};
 use crate::node::{ContainerRecord, SandboxRecord, User};
 
-/// CRI knows two states of a sandbox.
-pub(super) fn sandbox_state(state: &SandboxState) -> cri::PodSandboxState {
-    match state {
-        SandboxState::Ready => cri::PodSandboxState::SandboxReady,
+/// CRI knows two states of a sandbox. One that cannot be reached is of no use.
+pub(super) fn sandbox_state(record: &SandboxRecord) -> cri::PodSandboxState {
+    match record.state {
+        SandboxState::Ready if !record.unreachable => cri::PodSandboxState::SandboxReady,
         _ => cri::PodSandboxState::SandboxNotready,
     }
 }
 
 /// CRI's four states of a container. One that is being removed has ended, as far as anybody may count on it.
-pub(super) fn container_state(state: &ContainerState) -> cri::ContainerState {
-    match state {
+pub(super) fn container_state(record: &ContainerRecord) -> cri::ContainerState {
+    match record.state {
+        _ if record.is_unknown() => cri::ContainerState::ContainerUnknown,
         ContainerState::Creating | ContainerState::Created { .. } => cri::ContainerState::ContainerCreated,
         ContainerState::Running { .. } => cri::ContainerState::ContainerRunning,
         ContainerState::Exited(_) | ContainerState::Removing { .. } => cri::ContainerState::ContainerExited,
@@ -27,7 +28,7 @@ pub(super) fn sandbox_item(record: &SandboxRecord) -> cri::PodSandbox {
     cri::PodSandbox {
         id: record.id.to_string(),
         metadata: record.config.metadata.clone(),
-        state: sandbox_state(&record.state).into(),
+        state: sandbox_state(record).into(),
         created_at: record.created_at,
         labels: record.config.labels.clone(),
         annotations: record.config.annotations.clone(),
@@ -42,7 +43,7 @@ pub(super) fn sandbox_status(record: &SandboxRecord) -> cri::PodSandboxStatus {
     cri::PodSandboxStatus {
         id: record.id.to_string(),
         metadata: record.config.metadata.clone(),
-        state: sandbox_state(&record.state).into(),
+        state: sandbox_state(record).into(),
         created_at: record.created_at,
         // On the host's network, or with loopback alone, a pod has no address of its own.
         network: Some(cri::PodSandboxNetworkStatus::default()),
@@ -61,7 +62,7 @@ pub(super) fn container_item(record: &ContainerRecord) -> cri::Container {
         metadata: record.config.metadata.clone(),
         image: Some(image(record)),
         image_ref: record.image_id.to_string(),
-        state: container_state(&record.state).into(),
+        state: container_state(record).into(),
         created_at: record.created_at,
         labels: record.config.labels.clone(),
         annotations: record.config.annotations.clone(),
@@ -86,7 +87,7 @@ pub(super) fn container_status(record: &ContainerRecord) -> cri::ContainerStatus
     cri::ContainerStatus {
         id: record.id.to_string(),
         metadata: record.config.metadata.clone(),
-        state: container_state(&record.state).into(),
+        state: container_state(record).into(),
         created_at: record.created_at,
         started_at,
         finished_at,
@@ -166,6 +167,7 @@ pub(super) mod tests {
             overhead: None,
             resources: None,
             warnings: Vec::new(),
+            unreachable: false,
             config: config.into(),
         }
     }
@@ -194,6 +196,7 @@ pub(super) mod tests {
             resources: Some(cri::LinuxContainerResources { cpu_shares: 2, ..Default::default() }),
             warnings: Vec::new(),
             timeline: Vec::new(),
+            unreachable: false,
             config: config.into(),
         }
     }
@@ -244,6 +247,17 @@ pub(super) mod tests {
         record = container_record();
         record.stop_signal = 34;
         assert_eq!(stop_signal(&record), cri::Signal::Sigrtmin);
+    }
+
+    #[test]
+    fn what_cannot_be_reached_is_not_ready_and_unknown_unless_it_has_ended() {
+        let sandbox = SandboxRecord { unreachable: true, ..sandbox_record() };
+        assert_eq!(sandbox_state(&sandbox), cri::PodSandboxState::SandboxNotready);
+        let mut container = ContainerRecord { unreachable: true, ..container_record() };
+        assert_eq!(container_state(&container), cri::ContainerState::ContainerUnknown);
+        let exit = ContainerEvent::Exited { code: 0, at: 20, oom_killed: false };
+        container.state = container.state.apply(&exit).unwrap();
+        assert_eq!(container_state(&container), cri::ContainerState::ContainerExited);
     }
 
     #[test]

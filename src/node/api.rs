@@ -56,6 +56,7 @@ impl Node {
                         overhead: None,
                         resources: None,
                         warnings: Vec::new(),
+                        unreachable: false,
                         config: Arc::new(config),
                     };
                     let pod = Pod::new(Arc::clone(self), record, plan, reply);
@@ -238,7 +239,7 @@ impl Node {
         match shim.filter(|_| container.state.is_running()) {
             Some(shim) => Ok((container, shim)),
             None => {
-                let (id, state) = (container.id.short().to_owned(), container.state.name());
+                let (id, state) = (container.id.short().to_owned(), container.state_name());
                 Err(NodeError::Refused { object: "container", id, state, operation }.into())
             }
         }

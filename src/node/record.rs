@@ -11,6 +11,9 @@ use crate::id::{ContainerId, Digest, SandboxId};
 /// The form of the records written here. A record of a later form is left alone.
 pub const VERSION: u32 = 1;
 
+/// What cannot be asked how it is.
+const UNREACHABLE: &str = "out of reach, as its shim does not answer,";
+
 /// A sandbox as it is on disk, in memory and in every list.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SandboxRecord {
@@ -33,6 +36,9 @@ pub struct SandboxRecord {
     /// What was done less well than asked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// Its shim has not answered since the daemon started: `state` is what was known last. Never on disk.
+    #[serde(skip)]
+    pub unreachable: bool,
     /// The request, byte for byte.
     #[serde(with = "shared")]
     pub config: Arc<cri::PodSandboxConfig>,
@@ -43,6 +49,13 @@ impl SandboxRecord {
     #[must_use]
     pub fn name(&self) -> String {
         sandbox_name(&self.config)
+    }
+
+    /// Its state in one word for people.
+    #[must_use]
+    pub fn state_name(&self) -> &'static str {
+        let stands = matches!(self.state, SandboxState::Ready | SandboxState::Stopping);
+        if self.unreachable && stands { UNREACHABLE } else { self.state.name() }
     }
 }
 
@@ -92,6 +105,9 @@ pub struct ContainerRecord {
     /// How long each step of the creation took.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub timeline: Vec<Step>,
+    /// As [`SandboxRecord::unreachable`].
+    #[serde(skip)]
+    pub unreachable: bool,
     /// The request, byte for byte.
     #[serde(with = "shared")]
     pub config: Arc<cri::ContainerConfig>,
@@ -102,6 +118,18 @@ impl ContainerRecord {
     #[must_use]
     pub fn name(&self) -> (&str, u32) {
         container_name(&self.config)
+    }
+
+    /// Its state in one word for people.
+    #[must_use]
+    pub fn state_name(&self) -> &'static str {
+        if self.is_unknown() { UNREACHABLE } else { self.state.name() }
+    }
+
+    /// Whether it may have come to another state meanwhile.
+    #[must_use]
+    pub fn is_unknown(&self) -> bool {
+        self.unreachable && self.state.is_alive()
     }
 
     /// All layers that must stay while the container is.
@@ -195,6 +223,7 @@ pub(super) mod tests {
             overhead: None,
             resources: None,
             warnings: Vec::new(),
+            unreachable: false,
             config: Arc::new(cri::PodSandboxConfig { metadata: Some(metadata), ..Default::default() }),
         }
     }
@@ -218,6 +247,7 @@ pub(super) mod tests {
             resources: None,
             warnings: Vec::new(),
             timeline: Vec::new(),
+            unreachable: false,
             config: Arc::new(cri::ContainerConfig { metadata: Some(metadata), ..Default::default() }),
         }
     }

@@ -11,14 +11,14 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::error::NodeError;
 use super::index::Reservation;
 use super::pod::{ContainerEntry, Pod, chain, clean_up, read_exits, shut_down, tear_down};
 use super::record::{ContainerRecord, SandboxRecord};
 use super::state::{ContainerEvent, ContainerState, SandboxEvent, SandboxState};
-use super::store::Found;
+use super::store;
 use super::{Node, now};
 use crate::id::{ContainerId, SandboxId};
 use crate::wire::client::{Events, Shim, WireError};
@@ -27,7 +27,14 @@ use crate::wire::pb;
 /// How long a shim may take to answer.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 
+/// How long after a shim has not answered it is asked again; each time twice as long, up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
 type Connection = Option<(Shim, Events)>;
+
+/// A shim that has answered at last, and what it holds.
+pub(super) type Found = (Shim, Events, pb::StateReply);
 
 /// Brings back every pod there is a record of and removes what has none.
 ///
@@ -39,8 +46,8 @@ pub(super) async fn recover(node: &Arc<Node>) -> Result<(), NodeError> {
         let node = Arc::clone(node);
         pods.spawn(async move {
             match found {
-                Found::Ruin(id) => remove_ruin(&node, &id).await,
-                Found::Pod { sandbox, containers } => recover_pod(&node, *sandbox, containers).await,
+                store::Found::Ruin(id) => remove_ruin(&node, &id).await,
+                store::Found::Pod { sandbox, containers } => recover_pod(&node, *sandbox, containers).await,
             }
         });
     }
@@ -111,14 +118,36 @@ async fn reunite(
             (None, containers)
         }
         Err(e) => {
-            // Nothing is known, so nothing is changed; stopping the sandbox still works.
+            // Nothing is known, so nothing is changed; stopping the sandbox still works. Its task goes on asking.
             error!(sandbox = %sandbox.id, error = %chain(&e), "shim does not answer, its pod is left as it was");
-            (None, undo_half_made(node, None, containers).await)
+            Arc::make_mut(sandbox).unreachable = true;
+            let mut containers = undo_half_made(node, None, containers).await;
+            containers.iter_mut().for_each(|record| record.unreachable = true);
+            (None, containers)
         }
     }
 }
 
-async fn connect(node: &Node, id: &SandboxId) -> Result<(Shim, Events, pb::StateReply), NodeError> {
+/// Asks a shim that did not answer until it does, and removes the containers it has that nobody knows. None: it is gone.
+pub(super) async fn find_again(node: Arc<Node>, id: SandboxId, known: Vec<ContainerId>) -> Option<Found> {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        tokio::time::sleep(pause).await;
+        match connect(&node, &id).await {
+            Ok((shim, events, state)) => {
+                delete_strangers(&shim, &state, &known).await;
+                return Some((shim, events, state));
+            }
+            Err(NodeError::Shim { source: WireError::Gone, .. }) => return None,
+            Err(e) => {
+                pause = (pause * 2).min(LONGEST_PAUSE);
+                debug!(sandbox = %id, error = %chain(&e), ?pause, "shim still does not answer");
+            }
+        }
+    }
+}
+
+async fn connect(node: &Node, id: &SandboxId) -> Result<Found, NodeError> {
     let run_dir = node.settings.run(id);
     let ask = async {
         let (shim, events) = Shim::connect(&run_dir).await?;
@@ -145,10 +174,7 @@ async fn reconcile(
     let seen: HashMap<&str, &pb::ContainerState> =
         state.containers.iter().map(|c| (c.container_id.as_str(), c)).collect();
     let known: Vec<ContainerId> = containers.iter().map(|c| c.id.clone()).collect();
-    for stranger in state.containers.iter().filter(|c| !known.iter().any(|id| id.as_str() == c.container_id)) {
-        warn!(container = stranger.container_id, "removing a container without a record");
-        delete(shim, &stranger.container_id).await;
-    }
+    delete_strangers(shim, state, &known).await;
     let mut containers = undo_half_made(node, Some(shim), containers).await;
     let exits = containers.first().map(|c| read_exits(node, &c.sandbox)).unwrap_or_default();
     for record in &mut containers {
@@ -156,6 +182,13 @@ async fn reconcile(
         apply(node, record, &events);
     }
     containers
+}
+
+async fn delete_strangers(shim: &Shim, state: &pb::StateReply, known: &[ContainerId]) {
+    for stranger in state.containers.iter().filter(|c| !known.iter().any(|id| id.as_str() == c.container_id)) {
+        warn!(container = stranger.container_id, "removing a container without a record");
+        delete(shim, &stranger.container_id).await;
+    }
 }
 
 /// Rolls back containers whose creation was under way. One that resists is kept to be removed.
@@ -265,7 +298,7 @@ fn apply(node: &Node, record: &mut ContainerRecord, events: &[ContainerEvent]) {
 }
 
 /// What happened to a container while nobody listened. Pure.
-fn missed(
+pub(super) fn missed(
     state: &ContainerState,
     seen: Option<&pb::ContainerState>,
     exit: Option<&ContainerEvent>,

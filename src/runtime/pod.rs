@@ -151,6 +151,12 @@ impl Pod {
         self.init.as_ref().map(|i| &i.cgroup)
     }
 
+    /// The limits of open files the shim was started with: soft, which containers get, and hard, which is its own now.
+    #[must_use]
+    pub fn open_files(&self) -> (u64, u64) {
+        self.open_files
+    }
+
     /// The host's cgroup hierarchies.
     #[must_use]
     pub fn hierarchies(&self) -> &Hierarchies {
@@ -318,10 +324,6 @@ impl Pod {
 
     pub(super) fn null(&self) -> BorrowedFd<'_> {
         self.null.file.as_fd()
-    }
-
-    pub(super) fn open_files(&self) -> (u64, u64) {
-        self.open_files
     }
 
     pub(super) fn host(&self) -> &HostNamespaces {

@@ -20,8 +20,13 @@ use crate::runtime::{ExecTarget, Init, InitMessage, Stdio3};
 use crate::sys::process::pidfd_signal;
 use crate::wire::pb;
 
-/// Most sessions at a time in one pod, with those that left processes behind.
+/// Most sessions at a time in one container, with those that left processes behind: one container's must not take
+/// those of its neighbours.
 const MAX_SESSIONS: usize = 1024;
+/// Most of them in all containers of the pod, where there are descriptors enough.
+const MAX_SESSIONS_OF_POD: usize = 8192;
+/// A session holds about four descriptors; half of all stays for containers, logs and clients.
+const DESCRIPTORS_PER_SESSION: u64 = 8;
 /// How many sessions that left processes behind are looked at whenever another one ends.
 const LINGERING_TRIES: usize = 4;
 
@@ -55,7 +60,7 @@ impl Server {
             let (id, phase) = (&container.id, container.phase.name());
             return Err(Failure::refused(format!("container {id} is {phase}, not running")));
         }
-        self.admit(&request.exec_id)?;
+        self.admit(key, &request.exec_id)?;
         let process = plan::Process::decode(request.process.as_slice())
             .map_err(|e| Failure::invalid(format!("process of exec session {}: {e}", request.exec_id)))?;
         let process = container.complete(process, request.inherit);
@@ -88,12 +93,19 @@ impl Server {
         Ok(())
     }
 
-    fn admit(&self, exec_id: &str) -> Result<(), Failure> {
+    fn admit(&self, container: Key, exec_id: &str) -> Result<(), Failure> {
         if exec_id.is_empty() || exec_id.len() > 128 {
             return Err(Failure::invalid("an exec session wants an id of 1 to 128 bytes"));
         }
-        if self.sessions.len() >= MAX_SESSIONS {
-            return Err(Failure::refused(format!("the pod has {MAX_SESSIONS} exec sessions already; end some first")));
+        if self.sessions.values().filter(|session| session.container == container).count() >= MAX_SESSIONS {
+            let message = format!("the container has {MAX_SESSIONS} exec sessions already; end some first");
+            return Err(Failure::refused(message));
+        }
+        let (_, descriptors) = self.pod.open_files();
+        let most =
+            usize::try_from(descriptors / DESCRIPTORS_PER_SESSION).unwrap_or(usize::MAX).min(MAX_SESSIONS_OF_POD);
+        if self.sessions.len() >= most {
+            return Err(Failure::refused(format!("the pod has {most} exec sessions already; end some first")));
         }
         if self.sessions.values().any(|session| session.id == exec_id) {
             return Err(Failure::refused(format!("exec session {exec_id:?} exists already")));

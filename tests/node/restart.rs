@@ -129,6 +129,38 @@ fn a_second_daemon_is_refused_and_disturbs_nothing() {
     node.finish();
 }
 
+/// A shim that is stuck when the daemon starts costs its pod nothing for good.
+#[test]
+fn a_shim_that_answers_late_is_found_again() {
+    let node = TestNode::start();
+    let (pod, lost) = (node.run_pod("late"), node.run_pod("lost"));
+    let (goes_on, ends, dies) = (pod.sleeper(), pod.sleeper(), lost.sleeper());
+    let fine = node.run_pod("other").sleeper();
+    let (shim, lost_shim) = (shim_of(&goes_on), shim_of(&dies));
+    node.kill_daemon();
+    kill(shim, Signal::SIGSTOP);
+    kill(lost_shim, Signal::SIGSTOP);
+    ends.kill(Signal::SIGKILL);
+    node.restart();
+    for (pod, container) in [(&pod, &goes_on), (&pod, &ends), (&lost, &dies)] {
+        assert_eq!(pod.status().state(), PodSandboxState::SandboxNotready);
+        assert_eq!(container.state(), ContainerState::ContainerUnknown);
+    }
+    let refusal = goes_on.try_exec(["true"], 1).unwrap_err();
+    assert!(refusal.message().contains("does not answer"), "{}", refusal.message());
+    assert_eq!(fine.sh("echo fine"), "fine");
+    kill(shim, Signal::SIGCONT);
+    kill(lost_shim, Signal::SIGKILL);
+    wait_for("the pod to be ready again", PATIENCE, || pod.is_ready().then_some(()));
+    assert_eq!((goes_on.state(), goes_on.sh("echo again")), (ContainerState::ContainerRunning, "again".to_owned()));
+    assert_eq!(ends.wait_exited().exit_code, 137);
+    assert_eq!(pod.sleeper().sh("echo new"), "new");
+    dies.wait_exited();
+    wait_for("the end of the other", PATIENCE, || pids_in_cgroup(&dies.id).is_empty().then_some(()));
+    assert!(!lost.is_ready());
+    node.finish();
+}
+
 #[test]
 fn a_killed_shim_ends_its_pod_and_no_other() {
     let node = TestNode::start();

@@ -118,7 +118,7 @@ impl Pod {
         let refused = NodeError::Refused {
             object: "container",
             id: id.short().to_owned(),
-            state: entry.record.state.name(),
+            state: entry.record.state_name(),
             operation: "start it",
         };
         let shim = match (&self.shim, &entry.record.state, &entry.doing) {
@@ -171,7 +171,7 @@ impl Pod {
             }
             // Nobody knows its id yet.
             Doing::Creating(_) => {
-                let (id, state) = (id.short().to_owned(), entry.record.state.name());
+                let (id, state) = (id.short().to_owned(), entry.record.state_name());
                 let operation = "remove it";
                 return answer(reply, Err(NodeError::Refused { object: "container", id, state, operation }));
             }
@@ -241,8 +241,8 @@ impl Pod {
                 let resources = Box::new(wanted);
                 return self.on_updated(id, Updated { resources, result: Ok(Vec::new()), reply });
             }
-            (state, _) => {
-                let (id, state) = (id.short().to_owned(), state.name());
+            _ => {
+                let (id, state) = (id.short().to_owned(), entry.record.state_name());
                 let operation = "change its resources";
                 return answer(reply, Err(NodeError::Refused { object: "container", id, state, operation }));
             }

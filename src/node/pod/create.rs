@@ -201,6 +201,7 @@ fn prepare(node: &Node, sandbox: &SandboxRecord, config: cri::ContainerConfig) -
         resources: config.linux.as_ref().and_then(|l| l.resources.clone()),
         warnings: extra.warnings,
         timeline: Vec::new(),
+        unreachable: false,
         config: Arc::new(config),
     };
     Ok(Prepared { record, hold, plan, spec })

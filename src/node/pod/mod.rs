@@ -10,6 +10,7 @@ mod container;
 mod create;
 mod ending;
 mod ops;
+mod reunion;
 mod sandbox;
 mod stop;
 
@@ -29,6 +30,7 @@ use self::sandbox::SetUp;
 use super::Node;
 use super::error::NodeError;
 use super::record::SandboxRecord;
+use super::recover::Found;
 use super::state::SandboxEvent;
 use crate::api::cri;
 use crate::id::{ContainerId, SandboxId};
@@ -63,6 +65,8 @@ pub(super) enum Command {
 #[derive(Debug)]
 enum Done {
     SetUp(Box<Result<SetUp, sandbox::SetUpFailed>>),
+    /// None: the shim is gone.
+    Found(Option<Box<Found>>),
     ShutDown(Result<Exits, NodeError>),
     Buried(Exits, Result<(), NodeError>),
     Erased(Result<(), NodeError>),
@@ -176,6 +180,7 @@ impl Pod {
     fn on_done(&mut self, done: Done) {
         match done {
             Done::SetUp(result) => self.on_set_up(*result),
+            Done::Found(found) => self.on_found(found.map(|found| *found)),
             Done::ShutDown(result) => self.on_shut_down(result),
             Done::Buried(exits, result) => self.on_buried(&exits, result),
             Done::Erased(result) => self.on_erased(result),
@@ -236,7 +241,7 @@ impl Pod {
 
     fn refused(&self, operation: &'static str) -> NodeError {
         let id = self.record.id.short().to_owned();
-        NodeError::Refused { object: "sandbox", id, state: self.record.state.name(), operation }
+        NodeError::Refused { object: "sandbox", id, state: self.record.state_name(), operation }
     }
 }
 

@@ -95,6 +95,10 @@ impl Pod {
         match self.record.state {
             SandboxState::Stopping => self.begin_shut_down(),
             SandboxState::Removing => self.begin_erase(),
+            SandboxState::Ready if self.record.unreachable => {
+                self.look_for_shim();
+                self.resume_removals();
+            }
             _ => self.resume_removals(),
         }
     }
