@@ -1,5 +1,6 @@
 //! What the shim holds of its pod, and from which it clones the pod's processes.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -23,7 +24,7 @@ use crate::plan;
 use crate::plan::namespaces::Source;
 use crate::sys::mount::{FsContext, attach, attr, clone_mount};
 use crate::sys::net::loopback_up;
-use crate::sys::process::{Cloned, SingleThreaded, clone_process, pidfd_open, raise_open_files};
+use crate::sys::process::{Cloned, SingleThreaded, clone_process, pidfd_open, pidfd_signal, raise_open_files};
 use crate::sys::socket;
 
 /// The namespaces the shim was started in.
@@ -46,6 +47,8 @@ pub struct Pod {
     host: HostNamespaces,
     /// The shim itself: the way back into its own PID namespace.
     own_pidfd: OwnedFd,
+    /// Children are born into another PID namespace until that way has been taken.
+    astray: Cell<bool>,
     /// The limits of open files, soft and hard, that the shim was started with.
     open_files: (u64, u64),
     hierarchies: Hierarchies,
@@ -96,6 +99,7 @@ impl Pod {
                 cgroup: open_namespace("cgroup").in_step(STEP)?,
             },
             own_pidfd: pidfd_open(own_pid).doing(|| "open a pidfd of the shim".to_owned()).in_step(STEP)?,
+            astray: Cell::new(false),
             open_files: raise_open_files().doing(|| "raise the limit of open files".to_owned()).in_step(STEP)?,
             hierarchies: Hierarchies::detect()?,
             run_dir: PathBuf::from("/"),
@@ -264,6 +268,7 @@ impl Pod {
     ) -> Result<Cloned, RuntimeError> {
         const STEP: &str = "clone";
         let what = || "clone a process".to_owned();
+        self.come_back()?;
         let join = match pid {
             Source::New => {
                 let flags = u64::from(libc::CLONE_NEWPID.cast_unsigned());
@@ -276,12 +281,30 @@ impl Pod {
         let join = join.ok_or_else(|| RuntimeError::Plan("the PID namespace to join is not there".to_owned()))?;
         setns(join, CloneFlags::CLONE_NEWPID).doing(|| "join the PID namespace".to_owned()).in_step(STEP)?;
         let cloned = clone_process(self.proof, 0, entry.unified()).doing(what).in_step(STEP);
-        if !matches!(cloned, Ok(Cloned::Child)) {
+        if matches!(cloned, Ok(Cloned::Child)) {
+            return cloned;
+        }
+        self.astray.set(true);
+        match (self.come_back(), cloned) {
+            (Ok(()), cloned) => cloned,
+            (Err(e), Ok(Cloned::Parent { pidfd, .. })) => {
+                // Nobody will know of the child. ESRCH: it has ended.
+                pidfd_signal(pidfd.as_fd(), libc::SIGKILL).ok();
+                Err(e)
+            }
+            (Err(e), _) => Err(e),
+        }
+    }
+
+    /// Points the shim's children to its own PID namespace again, if they are not.
+    fn come_back(&self) -> Result<(), RuntimeError> {
+        if self.astray.get() {
             setns(&self.own_pidfd, CloneFlags::CLONE_NEWPID)
                 .doing(|| "return to the shim's PID namespace".to_owned())
-                .in_step(STEP)?;
+                .in_step("clone")?;
+            self.astray.set(false);
         }
-        cloned
+        Ok(())
     }
 
     fn unshare(&self, plan: &plan::Sandbox) -> Result<(), StepError> {
