@@ -46,12 +46,12 @@ pub enum Phase {
     Creating(ReplyTo),
     /// Held right before its exec.
     Created,
-    /// Let go, not yet executed.
-    Starting(ReplyTo),
+    /// Let go, not yet executed; all who asked for it are told.
+    Starting(Vec<ReplyTo>),
     /// It executes.
     Running,
-    /// The first process has ended; output is still to come. The start's reply waits if that has failed.
-    Exiting(pb::Exit, Option<ReplyTo>),
+    /// The first process has ended; output is still to come. The start's replies wait if that has failed.
+    Exiting(pb::Exit, Vec<ReplyTo>),
     /// All is over and on disk.
     Exited(pb::Exit),
     /// It could not be built; told once its cgroup is gone.
@@ -215,19 +215,37 @@ impl Server {
         self.containers.insert(key, container);
     }
 
-    /// Lets a created container run; the reply comes when it executes.
+    /// Lets a created container run, or joins who did; the reply comes when it executes.
     ///
     /// # Errors
-    /// [`Failure`] if it is not created, or its process cannot be told.
+    /// [`Failure`] if it is not created, or its process cannot be told. Of kind `REFUSED` it says nothing about how the
+    /// container fares.
     pub fn start(&mut self, to: ReplyTo, id: &str) -> Result<(), Failure> {
         let key = self.find(id).ok_or_else(|| no_container(id))?;
         let Some(container) = self.containers.get_mut(&key) else { return Err(no_container(id)) };
+        if let Phase::Starting(waiting) = &mut container.phase {
+            if container.failure.is_none() {
+                waiting.push(to);
+                return Ok(());
+            }
+            return Err(Failure::refused(format!(
+                "container {id} could not be started, and its process {pid}, which was killed, has not ended yet; see \
+                 what it waits for, a storage or network volume for one",
+                pid = container.pid
+            )));
+        }
+        if matches!(container.phase, Phase::Running) {
+            // Whoever asked before is gone; the state machine of the daemon refuses a real second start.
+            let reply = pb::StartReply { started_at: container.started_at, pid: container.pid };
+            self.reply(to, pb::reply::Body::Start(reply), Vec::new());
+            return Ok(());
+        }
         if !matches!(container.phase, Phase::Created) {
             return Err(Failure::refused(format!("container {id} is {}, not created", container.phase.name())));
         }
         let Some(init) = &container.init else { return Err(no_container(id)) };
         init.release().map_err(|e| Failure::io("let the container's first process run", &e))?;
-        container.phase = Phase::Starting(to);
+        container.phase = Phase::Starting(vec![to]);
         self.timers.set(Timer::Container(key), START_DEADLINE);
         Ok(())
     }
@@ -292,15 +310,14 @@ impl Server {
     /// Its exec has succeeded, or it was killed before: then its end comes next.
     fn executed(&mut self, key: Key) {
         let Some(container) = self.containers.get_mut(&key) else { return };
-        let Phase::Starting(to) = container.phase else { return };
-        if container.failure.is_some() {
+        if container.failure.is_some() || !matches!(container.phase, Phase::Starting(_)) {
             return;
         }
-        container.phase = Phase::Running;
+        let Phase::Starting(waiting) = std::mem::replace(&mut container.phase, Phase::Running) else { return };
         container.started_at = exit::now();
         self.timers.clear(Timer::Container(key));
         let reply = pb::StartReply { started_at: container.started_at, pid: container.pid };
-        self.reply(to, pb::reply::Body::Start(reply), Vec::new());
+        waiting.into_iter().for_each(|to| self.reply(to, pb::reply::Body::Start(reply), Vec::new()));
     }
 
     /// Nothing more is read from a container's first process.

@@ -46,18 +46,21 @@ impl Server {
             self.warn_of(key, e.to_string());
         }
         let Some(container) = self.containers.get_mut(&key) else { return };
-        let started = match container.phase {
-            Phase::Creating(to) => return self.create_failed(key, to, code),
-            Phase::Starting(to) => Some(to),
+        let starting = match &mut container.phase {
+            Phase::Creating(to) => {
+                let to = *to;
+                return self.create_failed(key, to, code);
+            }
+            Phase::Starting(waiting) => Some(std::mem::take(waiting)),
             _ => None,
         };
         let mut end = pb::Exit { code, finished_at, oom_killed, message: String::new() };
-        if started.is_some() {
+        if starting.is_some() {
             let failure = container.failure.get_or_insert_with(|| died_early(container.pid, "executed", code));
             end.code = START_FAILED;
             end.message = failure.message().to_owned();
         }
-        container.phase = Phase::Exiting(end, started);
+        container.phase = Phase::Exiting(end, starting.unwrap_or_default());
         self.timers.set(Timer::Container(key), DRAIN_DEADLINE);
         self.drain(key);
     }
@@ -87,22 +90,25 @@ impl Server {
     /// Nothing more is read of its output: tells the exit to disk, then to the daemons.
     pub fn finish(&mut self, key: Key) {
         let Some(container) = self.containers.get_mut(&key) else { return };
-        let Phase::Exiting(end, started) = &container.phase else { return };
-        let (end, started) = (end.clone(), *started);
+        let Phase::Exiting(end, starting) = &mut container.phase else { return };
+        let (end, starting) = (end.clone(), std::mem::take(starting));
         self.timers.clear(Timer::Container(key));
         let mut place = Place { poller: &mut self.poller, timers: &mut self.timers, container: key };
         container.streams.finish(&mut place, &mut self.scratch);
         container.phase = Phase::Exited(end.clone());
         let id = container.id.clone();
-        let failure = started.and(container.failure.clone());
+        let failure = container.failure.clone();
         self.tell_notes(key);
         if let Some(sandbox) = &self.sandbox
             && let Err(e) = exit::write_record(&sandbox.exits, &id, &end)
         {
             self.warn(id.as_str(), format!("write exit record of container {id}: {e}"));
         }
-        if let (Some(to), Some(failure)) = (started, failure) {
-            self.reply(to, failure.into_reply(), Vec::new());
+        // One that was starting has said why it did not run.
+        for (to, failure) in starting.into_iter().zip(std::iter::repeat(failure)) {
+            if let Some(failure) = failure {
+                self.reply(to, failure.into_reply(), Vec::new());
+            }
         }
         self.event(pb::event::Body::Exited(pb::Exited { container_id: id.to_string(), exit: Some(end) }));
         self.sweep(key);

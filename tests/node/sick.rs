@@ -37,6 +37,31 @@ fn a_frozen_container_is_stopped_and_removed() {
     node.finish();
 }
 
+/// A start that hangs in the kernel is one start, whoever asks for it: a second call joins it, and ends no container.
+#[test]
+fn a_start_under_way_is_joined_also_by_the_next_daemon() {
+    let node = TestNode::start();
+    let container = node.run_pod("slow").container(["sleep", "100000"]).create();
+    let (file, frozen) = freezer(&container);
+    let thawed = if frozen == "1" { "0" } else { "THAWED" };
+    fs::write(&file, frozen).unwrap();
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| container.start());
+        std::thread::sleep(Duration::from_millis(500));
+        node.kill_daemon();
+        assert!(first.join().unwrap().is_err());
+        node.restart();
+        assert_eq!(container.state(), ContainerState::ContainerCreated);
+        let again = [scope.spawn(|| container.start()), scope.spawn(|| container.start())];
+        std::thread::sleep(Duration::from_millis(500));
+        assert_eq!(container.state(), ContainerState::ContainerCreated);
+        fs::write(&file, thawed).unwrap();
+        again.into_iter().for_each(|call| call.join().unwrap().unwrap());
+    });
+    assert_eq!((container.state(), container.sh("echo up")), (ContainerState::ContainerRunning, "up".to_owned()));
+    node.finish();
+}
+
 #[test]
 fn an_exec_in_a_frozen_container_ends_at_its_limit() {
     let node = TestNode::start();

@@ -53,6 +53,24 @@ async fn a_session_is_like_the_container() {
     pod.finish().await;
 }
 
+/// One container that takes all sessions it may leaves those of its neighbours alone.
+#[tokio::test]
+async fn sessions_are_limited_for_each_container() {
+    let mut pod = TestPod::start().await;
+    let (greedy, other) = (pod.run("sleep 1000").await, pod.run("sleep 1000").await);
+    let process = plan::Process { args: vec!["/bin/sleep".into(), "1000".into()], ..plan::Process::default() };
+    let mut sessions = Vec::new();
+    for n in 0..1024 {
+        let exec = pod.shim.exec(&greedy, &format!("greedy-{n}"), &process, true, ExecStdio::default()).await;
+        sessions.push(exec.unwrap());
+    }
+    let mut refused = pod.shim.exec(&greedy, "one-more", &process, true, ExecStdio::default()).await.unwrap();
+    let refused = refused.wait().await.unwrap_err();
+    assert_eq!(refused.kind(), Some(Kind::Refused), "{refused}");
+    assert_eq!(pod.exec(&other, "echo fine").await, (0, "fine\n".to_owned()));
+    pod.finish().await;
+}
+
 #[tokio::test]
 async fn sessions_run_side_by_side() {
     let mut pod = TestPod::start().await;

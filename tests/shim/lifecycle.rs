@@ -149,6 +149,8 @@ async fn a_daemon_that_comes_back_finds_all_as_it_was() {
     (pod.shim, pod.events) = (shim, events);
     let mut state = pod.shim.state().await.unwrap().containers;
     state.sort_by_key(|container| container.started_at);
+    // Whoever asked for the start may not have heard the answer.
+    assert_eq!(pod.shim.start(&running).await.unwrap().started_at, state[0].started_at);
     assert_eq!((state[0].container_id.as_str(), state[0].status()), (running.as_str(), Status::Running));
     assert_eq!((state[1].container_id.as_str(), state[1].status()), (exiting.as_str(), Status::Exited));
     assert_eq!(state[1].exit.as_ref().unwrap().code, 5);

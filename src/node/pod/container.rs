@@ -149,8 +149,11 @@ impl Pod {
                 answer_all(&mut waiters, Ok(()));
             }
             Err(e) => {
-                // A shim that is gone says nothing about the container, and neither does a slow one.
-                if let NodeError::Shim { source: WireError::Shim { message, .. }, .. } = &e {
+                // A shim that is gone says nothing about the container, and neither does a slow one, or one that does
+                // not start it now.
+                if let NodeError::Shim { source: WireError::Shim { kind, message, .. }, .. } = &e
+                    && *kind != pb::error::Kind::Refused
+                {
                     let event = ContainerEvent::StartFailed { at: now(), message: message.clone() };
                     self.apply(id, &event);
                 }
