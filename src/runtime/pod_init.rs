@@ -46,6 +46,9 @@ pub(super) fn clone(pod: &Pod, cgroup_path: &str) -> Result<PodInit, RuntimeErro
     }
 }
 
+/// How long the pod's init may take. The shim waits for it, which nobody notices: the pod has nothing else yet.
+const PATIENCE_MS: u16 = 5_000;
+
 /// Waits, bounded: nothing the process does first can take long.
 fn wait_ready(channel: &OwnedFd) -> Result<(), RuntimeError> {
     use nix::poll::{PollFd, PollFlags, poll};
@@ -53,7 +56,7 @@ fn wait_ready(channel: &OwnedFd) -> Result<(), RuntimeError> {
     let what = || "hear from the pod's init".to_owned();
     let lost = || RuntimeError::Lost { after: "pod init".to_owned() };
     let ready =
-        poll(&mut [PollFd::new(channel.as_fd(), PollFlags::POLLIN)], 10_000u16).doing(what).in_step("pod init")?;
+        poll(&mut [PollFd::new(channel.as_fd(), PollFlags::POLLIN)], PATIENCE_MS).doing(what).in_step("pod init")?;
     if ready == 0 {
         return Err(StepError::new(Errno::ETIMEDOUT, what())).in_step("pod init");
     }

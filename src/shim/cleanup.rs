@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use crate::runtime::cgroup::{CgroupError, Hierarchies, sweep};
+use crate::runtime::cgroup::{CgroupError, Hierarchies, SWEEP_PATIENCE, sweep};
 use crate::sys::socket;
 use crate::wire::{CGROUPS_NAME, SOCKET_NAME, socket_path};
 
@@ -57,7 +57,10 @@ pub fn cleanup(run_dir: &Path) -> Result<(), CleanupError> {
     let book = run_dir.join(CGROUPS_NAME);
     match read_bounded(&book) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        other => sweep(&Hierarchies::detect()?, &other.map_err(failed("read", CGROUPS_NAME))?)?,
+        other => {
+            let book = other.map_err(failed("read", CGROUPS_NAME))?;
+            sweep(&Hierarchies::detect()?, &book, SWEEP_PATIENCE)?;
+        }
     }
     for name in [CGROUPS_NAME, SOCKET_NAME] {
         match std::fs::remove_file(run_dir.join(name)) {

@@ -8,25 +8,33 @@ use nix::unistd::{Pid, UnlinkatFlags, unlinkat};
 
 use super::connection::ReplyTo;
 use super::failure::Failure;
+use super::finish::SWEEP_PAUSE;
 use super::poll::Timer;
 use super::server::Server;
-use crate::runtime::cgroup::sweep;
+use crate::runtime::cgroup::{CgroupError, SWEEP_PATIENCE, sweep};
 use crate::wire::pb::error::Kind;
 use crate::wire::{CGROUPS_NAME, SOCKET_NAME};
 
+/// Between two tries to remove cgroups that were busy twice.
+const LATER_PAUSE: Duration = Duration::from_millis(20);
 /// How long killed processes may take to end.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// A shutdown under way: who waits for it.
+/// A shutdown under way.
 #[derive(Debug)]
-pub struct Ending(Vec<ReplyTo>);
+pub struct Ending {
+    /// Who waits for it.
+    waiting: Vec<ReplyTo>,
+    /// The cgroup that could not be removed last, as processes are in it.
+    busy: Option<CgroupError>,
+}
 
 impl Server {
     /// Kills everything; the reply comes last of all.
     pub fn shutdown(&mut self, to: ReplyTo) {
         match &mut self.ending {
-            Some(Ending(waiting)) => waiting.push(to),
-            None => self.ending = Some(Ending(vec![to])),
+            Some(ending) => ending.waiting.push(to),
+            None => self.ending = Some(Ending { waiting: vec![to], busy: None }),
         }
         let failed: Vec<_> = self
             .containers
@@ -44,15 +52,22 @@ impl Server {
 
     /// Something outlives its SIGKILL.
     pub fn shutdown_overdue(&mut self) {
-        let Some(Ending(waiting)) = self.ending.take() else { return };
+        let Some(Ending { waiting, busy }) = self.ending.take() else { return };
         let left = self.containers.values().filter(|container| !container.ended());
         let left: Vec<_> = left.map(|container| container.pid.to_string()).collect();
-        let message = format!(
-            "shut the pod down: processes {} do not end {DEADLINE:?} after SIGKILL; they may wait for a storage device",
-            left.join(", ")
-        );
+        let failure = match busy.filter(|_| left.is_empty()) {
+            Some(e) => Failure::from(e),
+            None => Failure::new(
+                Kind::Deadline,
+                format!(
+                    "shut the pod down: processes {} do not end {DEADLINE:?} after SIGKILL; they may wait for a storage \
+                     device",
+                    left.join(", ")
+                ),
+            ),
+        };
         for to in waiting {
-            self.reply(to, Failure::new(Kind::Deadline, message.clone()).into_reply(), Vec::new());
+            self.reply(to, failure.clone().into_reply(), Vec::new());
         }
     }
 
@@ -63,12 +78,20 @@ impl Server {
         if self.ending.is_none() || alive {
             return false;
         }
-        let Some(Ending(waiting)) = self.ending.take() else { return false };
-        self.timers.clear(Timer::Shutdown);
         let keys: Vec<_> = self.containers.keys().copied().collect();
         // Exits still waiting for output.
         keys.into_iter().for_each(|key| self.finish(key));
-        let result = self.remove_rest();
+        let result = match self.remove_cgroups(Duration::ZERO) {
+            Err(e @ CgroupError::Busy { .. }) => {
+                // Most are gone a moment later.
+                let again = self.ending.as_mut().is_some_and(|ending| ending.busy.replace(e).is_some());
+                self.timers.set(Timer::Sweep, if again { LATER_PAUSE } else { SWEEP_PAUSE });
+                return false;
+            }
+            removed => removed.map_err(Failure::from).and_then(|()| self.remove_files()),
+        };
+        let Some(Ending { waiting, .. }) = self.ending.take() else { return false };
+        self.timers.clear(Timer::Shutdown);
         let over = result.is_ok();
         for to in waiting {
             match &result {
@@ -79,13 +102,21 @@ impl Server {
         over
     }
 
-    /// Removes what is left of the pod once nothing runs in it.
+    /// Removes what is left of the pod once nothing runs in it, waiting for it: of use while there is nothing else to do.
     ///
     /// # Errors
     /// [`Failure`]; to be tried again.
-    pub fn remove_rest(&mut self) -> Result<(), Failure> {
+    pub fn remove_rest(&self) -> Result<(), Failure> {
+        self.remove_cgroups(SWEEP_PATIENCE)?;
+        self.remove_files()
+    }
+
+    fn remove_cgroups(&self, patience: Duration) -> Result<(), CgroupError> {
+        self.sandbox.as_ref().map_or(Ok(()), |sandbox| sweep(self.pod.hierarchies(), &sandbox.book.text(), patience))
+    }
+
+    fn remove_files(&self) -> Result<(), Failure> {
         let Some(sandbox) = &self.sandbox else { return Ok(()) };
-        sweep(self.pod.hierarchies(), &sandbox.book.text())?;
         for name in [CGROUPS_NAME, SOCKET_NAME] {
             match unlinkat(&sandbox.run_dir, name, UnlinkatFlags::NoRemoveDir) {
                 Ok(()) | Err(Errno::ENOENT) => {}

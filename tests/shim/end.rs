@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aril::plan::namespaces::Source;
 use aril::wire::client::{Shim, WireError};
@@ -22,6 +22,47 @@ async fn shutdown_leaves_nothing_of_a_busy_pod() {
     let (id, plan) = pod.container(&["/bin/true"]);
     pod.shim.create(&id, &plan).await.unwrap();
     pod.finish().await;
+}
+
+/// What outlives its SIGKILL keeps the shim from ending, not from answering.
+#[tokio::test]
+async fn a_shutdown_that_waits_keeps_nobody_waiting() {
+    let mut pod = TestPod::start().await;
+    let id = pod.run("sleep 1000").await;
+    // Only v1 has processes that can be frozen in one cgroup and counted in another; on v2 the wait is a short one.
+    let freezer = Path::new("/sys/fs/cgroup/freezer").join(format!("frozen-{}", std::process::id()));
+    let memory = format!("/sys/fs/cgroup/memory{}/{}/cgroup.procs", pod.cgroup, &id[..12]);
+    let mut stuck = Command::new("/bin/sleep").arg("1000").spawn().unwrap();
+    let is_v1 = freezer.parent().unwrap().exists();
+    if is_v1 {
+        std::fs::create_dir(&freezer).unwrap();
+        std::fs::write(freezer.join("cgroup.procs"), stuck.id().to_string()).unwrap();
+        std::fs::write(freezer.join("freezer.state"), "FROZEN").unwrap();
+        std::fs::write(memory, stuck.id().to_string()).unwrap();
+    }
+    let (other, _events) = Shim::connect(&pod.run_dir()).await.unwrap();
+    let shim = pod.shim.clone();
+    let shutdown = tokio::spawn(async move { shim.shutdown().await });
+    let started = Instant::now();
+    let mut slowest = Duration::ZERO;
+    while is_v1 && started.elapsed() < Duration::from_secs(3) {
+        let asked = Instant::now();
+        other.state().await.unwrap();
+        slowest = slowest.max(asked.elapsed());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(!is_v1 || !shutdown.is_finished());
+    if is_v1 {
+        std::fs::write(freezer.join("freezer.state"), "THAWED").unwrap();
+    }
+    stuck.kill().unwrap();
+    stuck.wait().unwrap();
+    shutdown.await.unwrap().unwrap();
+    if is_v1 {
+        std::fs::remove_dir(&freezer).unwrap();
+    }
+    assert!(slowest < Duration::from_millis(1500), "an answer took {slowest:?}");
+    pod.check_gone().await;
 }
 
 #[tokio::test]

@@ -41,7 +41,7 @@ use nix::errno::Errno;
 pub use detect::{Hierarchies, Hierarchy, Mounted, Version};
 pub use entry::Entry;
 pub use error::CgroupError;
-pub use record::sweep;
+pub use record::{SWEEP_PATIENCE, sweep};
 pub use stats::{Meter, Usage};
 
 use path::CgroupPath;

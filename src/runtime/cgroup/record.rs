@@ -12,8 +12,8 @@ use super::error::CgroupError;
 use super::path::CgroupPath;
 use super::{Cgroup, tree};
 
-/// How long [`sweep`] waits for killed processes to go, for each cgroup.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long [`sweep`] may wait for the killed processes of each cgroup where waiting does no harm.
+pub const SWEEP_PATIENCE: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(2);
 /// Longest record read: more lines than a pod has containers.
 const MAX_LINES: usize = 16_384;
@@ -31,21 +31,22 @@ impl Cgroup {
 
 /// Kills and removes every cgroup of a record, the last line first. Does the same again without harm.
 ///
-/// Waits up to two seconds for the processes of each to go. All lines are tried, whatever becomes of the others.
+/// Waits for the processes of each to go as long as `patience` says: not at all for a loop that must not wait and tries
+/// again. All lines are tried, whatever becomes of the others.
 ///
 /// # Errors
 /// The first error of a line: [`CgroupError::Busy`] if processes outlive their SIGKILL, [`CgroupError::Path`] for a
 /// line that is none of ours.
-pub fn sweep(h: &Hierarchies, record: &str) -> Result<(), CgroupError> {
+pub fn sweep(h: &Hierarchies, record: &str, patience: Duration) -> Result<(), CgroupError> {
     let lines: Vec<&str> = record.lines().filter(|l| !l.is_empty()).take(MAX_LINES).collect();
     let mut first = Ok(());
     for line in lines.iter().rev() {
-        first = first.and(sweep_line(h, line));
+        first = first.and(sweep_line(h, line, patience));
     }
     first
 }
 
-fn sweep_line(h: &Hierarchies, line: &str) -> Result<(), CgroupError> {
+fn sweep_line(h: &Hierarchies, line: &str, patience: Duration) -> Result<(), CgroupError> {
     let cgroup = match Cgroup::open(h, line) {
         // Gone, or never made: what was made above may still be there.
         Err(e) if e.errno() == Some(Errno::ENOENT) => {
@@ -59,7 +60,7 @@ fn sweep_line(h: &Hierarchies, line: &str) -> Result<(), CgroupError> {
     loop {
         cgroup.kill_everywhere()?;
         match cgroup.remove() {
-            Err(CgroupError::Busy { .. }) if waited < PATIENCE => {
+            Err(CgroupError::Busy { .. }) if waited < patience => {
                 thread::sleep(PAUSE);
                 waited += PAUSE;
             }

@@ -37,7 +37,7 @@ impl Bench {
 
 impl Drop for Bench {
     fn drop(&mut self) {
-        sweep(&self.h, &self.top).ok();
+        sweep(&self.h, &self.top, SWEEP_PATIENCE).ok();
     }
 }
 
@@ -430,14 +430,14 @@ fn a_record_is_swept() {
     // One that was written down and never made.
     record += &format!("\n{}/pod/c\n", bench.top);
     let mut children = [inside(&a, &["/bin/sleep", "1000"]), inside(&b, &["/bin/sleep", "1000"])];
-    sweep(&bench.h, &record).unwrap();
+    sweep(&bench.h, &record, SWEEP_PATIENCE).unwrap();
     for child in &mut children {
         child.wait().unwrap();
     }
     bench.nothing_left();
-    sweep(&bench.h, &record).unwrap();
+    sweep(&bench.h, &record, SWEEP_PATIENCE).unwrap();
     for bad in ["/", "relative", "/..", "/a\tb"] {
-        assert!(sweep(&bench.h, bad).is_err(), "{bad:?}");
+        assert!(sweep(&bench.h, bad, SWEEP_PATIENCE).is_err(), "{bad:?}");
     }
 }
 
@@ -459,7 +459,7 @@ fn what_is_gone_is_told_by_name() {
         assert!(matches!(Cgroup::open(&bench.h, bad), Err(CgroupError::Path { .. })), "{bad:?}");
     }
     assert!(matches!(cgroup.signal_all(0), Err(CgroupError::Value { .. })));
-    sweep(&bench.h, &bench.top).unwrap();
+    sweep(&bench.h, &bench.top, SWEEP_PATIENCE).unwrap();
     bench.nothing_left();
 }
 
