@@ -35,6 +35,8 @@ const FENCES: &[(&str, &[&str])] = &[
     ("oci_spec", &["src/compile", "src/node/spec", "src/runtime", "src/image", "src/oci"]),
     ("caps", &["src/runtime"]),
     ("cgroups_rs", &["src/runtime"]),
+    ("rustls", &["src/image/registry"]),
+    ("hyper", &["src/image/registry"]),
     ("anyhow", &[]),
 ];
 

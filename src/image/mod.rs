@@ -28,6 +28,7 @@ mod limits;
 mod manifest;
 mod record;
 mod reference;
+pub mod registry;
 mod stack;
 mod stage;
 mod store;
@@ -40,5 +41,9 @@ pub use config::ImageConfig;
 pub use error::{ImageError, StoreError, UnpackError};
 pub use limits::Limits;
 pub use reference::{Reference, ReferenceError};
+pub use registry::{
+    Blob, Credentials, RawManifest, RegistryClient, RegistryError, RegistryErrorKind, RegistrySettings, Repository,
+    Resolved,
+};
 pub use store::{Hold, Image, Store, Usage};
 pub use verify::{Verified, VerifiedLayer};
