@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use crate::id::Digest;
 use crate::image::reference::ReferenceError;
 
-/// Why an archive was not imported. Nothing of it is visible then, and its space is given back.
+/// Why an image was not imported or pulled. Nothing of it is visible then, and its space is given back.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     /// The archive itself cannot be read.
@@ -27,13 +27,13 @@ pub enum ImageError {
     #[error("{object} has more than {limit} {what}, the most that is accepted")]
     Limit { object: String, what: &'static str, limit: u64 },
     /// The bytes are not those the digest was made of.
-    #[error("{object} has digest {actual}, not {expected}: the archive is damaged or forged")]
+    #[error("{object} has digest {actual}, not {expected}: the data is damaged or forged")]
     DigestMismatch { object: String, expected: Digest, actual: Digest },
     /// The size differs from the one in the descriptor.
-    #[error("{object} has {actual} bytes, not {expected}: the archive is damaged or forged")]
+    #[error("{object} has {actual} bytes, not {expected}: the data is damaged or forged")]
     SizeMismatch { object: String, expected: u64, actual: u64 },
     /// No image for this machine.
-    #[error("the archive has no image for {wanted}, only for {}", offered.join(", "))]
+    #[error("there is no image for {wanted} in it, only for {}", offered.join(", "))]
     Platform { wanted: String, offered: Vec<String> },
     /// A name for several images.
     #[error("the archive holds {images} images, so a name for one of them cannot be chosen")]
@@ -62,7 +62,7 @@ pub enum UnpackError {
     #[error("it has more than {limit} {what}, the most that is accepted")]
     Limit { what: &'static str, limit: u64 },
     /// The disk is full, or would be.
-    #[error("no space is left below {}: free some and import again", path.display())]
+    #[error("no space is left below {}: free some and try again", path.display())]
     DiskFull { path: PathBuf },
     /// A system call failed.
     #[error("{step} {object:?}: {errno}")]
@@ -71,7 +71,7 @@ pub enum UnpackError {
     #[error("read the blob: {}", reason(source))]
     Read { source: io::Error },
     /// The bytes are not those the digest was made of.
-    #[error("its {what} is {actual}, not {expected}: the archive is damaged or forged")]
+    #[error("its {what} is {actual}, not {expected}: the data is damaged or forged")]
     Mismatch { what: &'static str, expected: String, actual: String },
 }
 

@@ -22,17 +22,17 @@ use crate::id::Digest;
 #[derive(Debug)]
 pub(super) struct Found {
     pub id: Digest,
-    /// As its descriptor had it; none in archives of `docker save`.
-    digest: Option<Digest>,
+    /// Of what its names mean, a manifest or an index; none in archives of `docker save`.
+    pub digest: Option<Digest>,
     manifest: Option<Value>,
     config: Vec<u8>,
     /// Lowest first.
     pub layers: Vec<FoundLayer>,
-    names: BTreeSet<Reference>,
+    pub names: BTreeSet<Reference>,
 }
 
-/// A layer by its name in the archive.
-#[derive(Debug)]
+/// A layer by its name in the archive, or its digest in a registry.
+#[derive(Debug, Clone)]
 pub(super) struct FoundLayer {
     pub blob: String,
     pub expected: Expected,
@@ -59,7 +59,7 @@ pub(super) fn import(store: &Inner, path: &Path, name: Option<&str>) -> Result<V
     Ok(images.into_iter().map(|i| i.id).collect())
 }
 
-fn record(image: &Found, keys: Vec<String>) -> Result<ImageRecord, ImageError> {
+pub(super) fn record(image: &Found, keys: Vec<String>) -> Result<ImageRecord, ImageError> {
     let config = serde_json::from_slice(&image.config).map_err(|e| malformed("the configuration", e.to_string()))?;
     let diff_ids = image.layers.iter().map(|l| l.expected.diff_id.clone());
     let layers = diff_ids.zip(keys).map(|(diff_id, key)| LayerOfImage { diff_id, key }).collect();
@@ -164,24 +164,18 @@ impl Finder<'_> {
         layers: &[Descriptor],
         offered: &mut BTreeSet<String>,
     ) -> Result<Option<Found>, ImageError> {
-        if !config.is_image_config() {
-            offered.insert(format!("an artifact of type {:?}", clip(&config.media_type)));
+        if let Some(artifact) = config.artifact() {
+            offered.insert(artifact);
             return Ok(None);
         }
         let bytes = self.verified(config, self.limits.config_bytes)?;
-        let parsed = config::parse(&bytes).map_err(|r| malformed(&format!("configuration {}", config.digest), r))?;
-        if !self.suits(&parsed) {
-            offered.insert(format!("{}/{}", parsed.os, parsed.architecture));
-            return Ok(None);
+        match assemble(self.limits, &self.host, name, manifest, (&config.digest, bytes), layers)? {
+            Ok(found) => Ok(Some(found)),
+            Err(Offered(platform)) => {
+                offered.insert(platform);
+                Ok(None)
+            }
         }
-        self.count_layers(name, layers.len(), &parsed)?;
-        let layer = |(descriptor, diff_id): (&Descriptor, Digest)| FoundLayer {
-            blob: blob_name(&descriptor.digest),
-            expected: Expected { blob: Some((descriptor.digest.clone(), descriptor.size)), diff_id },
-        };
-        let layers = layers.iter().zip(parsed.diff_ids).map(layer).collect();
-        let id = config.digest.clone();
-        Ok(Some(Found { id, digest: None, manifest: Some(manifest), config: bytes, layers, names: BTreeSet::new() }))
     }
 
     /// The images of an archive of `docker save`.
@@ -207,36 +201,15 @@ impl Finder<'_> {
             return Err(ImageError::DigestMismatch { object: format!("configuration {name}"), expected, actual: id });
         }
         let parsed = config::parse(&bytes).map_err(|r| malformed(&format!("configuration {name}"), r))?;
-        if !self.suits(&parsed) {
+        if !suits(&self.host, &parsed) {
             let offered = vec![format!("{}/{}", parsed.os, parsed.architecture)];
             return Err(ImageError::Platform { wanted: self.host.to_string(), offered });
         }
-        self.count_layers("manifest.json", entry.layers.len(), &parsed)?;
+        count_layers(self.limits, "manifest.json", entry.layers.len(), &parsed)?;
         let layer = |(blob, diff_id)| FoundLayer { blob, expected: Expected { blob: None, diff_id } };
         let layers = entry.layers.into_iter().zip(parsed.diff_ids).map(layer).collect();
         let names = entry.repo_tags.iter().map(|tag| tag.parse()).collect::<Result<_, _>>()?;
         Ok(Found { id, digest: None, manifest: None, config: bytes, layers, names })
-    }
-
-    fn count_layers(&self, name: &str, layers: usize, config: &Parsed) -> Result<(), ImageError> {
-        let diff_ids = config.diff_ids.len();
-        if layers > self.limits.layers {
-            let limit = self.limits.layers as u64;
-            return Err(ImageError::Limit { object: name.to_owned(), what: "layers", limit });
-        }
-        match layers {
-            0 => Err(malformed(name, "it has no layers".to_owned())),
-            _ if layers != diff_ids => {
-                Err(malformed(name, format!("it has {layers} layers, its configuration {diff_ids}")))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Whether an image's own word fits this machine; what it does not say is taken on trust.
-    fn suits(&self, config: &Parsed) -> bool {
-        (config.os.is_empty() || config.os == self.host.os)
-            && (config.architecture.is_empty() || config.architecture == self.host.architecture)
     }
 
     /// Reads a document and compares it with its descriptor.
@@ -253,6 +226,56 @@ impl Finder<'_> {
         }
         Ok(bytes)
     }
+}
+
+/// What an image is for instead of this machine.
+pub(super) struct Offered(pub String);
+
+/// Makes an image of its manifest and configuration, both already compared with their digests.
+pub(super) fn assemble(
+    limits: &Limits,
+    host: &Platform,
+    name: &str,
+    manifest: Value,
+    (id, config): (&Digest, Vec<u8>),
+    layers: &[Descriptor],
+) -> Result<Result<Found, Offered>, ImageError> {
+    let parsed = config::parse(&config).map_err(|r| malformed(&format!("configuration {id}"), r))?;
+    if !suits(host, &parsed) {
+        return Ok(Err(Offered(format!("{}/{}", parsed.os, parsed.architecture))));
+    }
+    count_layers(limits, name, layers.len(), &parsed)?;
+    if let Some(reason) = layers.iter().find_map(Descriptor::no_layer) {
+        return Err(malformed(name, reason));
+    }
+    let layer = |(descriptor, diff_id): (&Descriptor, Digest)| FoundLayer {
+        blob: blob_name(&descriptor.digest),
+        expected: Expected { blob: Some((descriptor.digest.clone(), descriptor.size)), diff_id },
+    };
+    let layers = layers.iter().zip(parsed.diff_ids).map(layer).collect();
+    let names = BTreeSet::new();
+    Ok(Ok(Found { id: id.clone(), digest: None, manifest: Some(manifest), config, layers, names }))
+}
+
+fn count_layers(limits: &Limits, name: &str, layers: usize, config: &Parsed) -> Result<(), ImageError> {
+    let diff_ids = config.diff_ids.len();
+    if layers > limits.layers {
+        let limit = limits.layers as u64;
+        return Err(ImageError::Limit { object: name.to_owned(), what: "layers", limit });
+    }
+    match layers {
+        0 => Err(malformed(name, "it has no layers".to_owned())),
+        _ if layers != diff_ids => {
+            Err(malformed(name, format!("it has {layers} layers, its configuration {diff_ids}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether an image's own word fits this machine; what it does not say is taken on trust.
+fn suits(host: &Platform, config: &Parsed) -> bool {
+    (config.os.is_empty() || config.os == host.os)
+        && (config.architecture.is_empty() || config.architecture == host.architecture)
 }
 
 /// The name an index gives an image: in full by containerd, docker and buildkit; by others often a tag alone, which

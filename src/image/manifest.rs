@@ -16,6 +16,14 @@ const MANIFEST_TYPES: [&str; 2] =
 const CONFIG_TYPES: [&str; 2] =
     ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
 
+/// How they are compressed is told by their first bytes.
+const LAYER_TYPES: [&str; 4] = [
+    "application/vnd.oci.image.layer.v1.tar",
+    "application/vnd.oci.image.layer.nondistributable.v1.tar",
+    "application/vnd.docker.image.rootfs.diff.tar",
+    "application/vnd.docker.image.rootfs.foreign.diff.tar",
+];
+
 /// Where a blob is, what it should be.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -113,9 +121,23 @@ pub(super) fn parse(bytes: &[u8], announced: &str) -> Result<Document, String> {
 }
 
 impl Descriptor {
-    /// Whether it names a container image's configuration, not that of some other artifact.
-    pub fn is_image_config(&self) -> bool {
-        self.media_type.is_empty() || CONFIG_TYPES.contains(&self.media_type.as_str())
+    /// What it belongs to, for people, if that is no container image.
+    pub fn artifact(&self) -> Option<String> {
+        let is_image = self.media_type.is_empty() || CONFIG_TYPES.contains(&self.media_type.as_str());
+        (!is_image).then(|| format!("an artifact of type {:?}", clip(&self.media_type)))
+    }
+
+    /// Why it cannot be a layer of a container image, for people, if it cannot.
+    pub fn no_layer(&self) -> Option<String> {
+        let is_known = LAYER_TYPES.iter().any(|known| {
+            let rest = self.media_type.strip_prefix(known);
+            rest.is_some_and(|how| matches!(how, "" | "+gzip" | "+zstd" | ".gzip" | ".zstd"))
+        });
+        if self.media_type.is_empty() || is_known {
+            return None;
+        }
+        let why = if self.media_type.ends_with("+encrypted") { "it is encrypted" } else { "that is no kind of layer" };
+        Some(format!("layer {} has media type {:?}: {why}", self.digest, clip(&self.media_type)))
     }
 
     /// Statements about an image travel in its index as manifests for no platform.
@@ -189,6 +211,26 @@ mod tests {
         }
         let unannounced = format!(r#"{{"schemaVersion":2,"manifests":[{d}]}}"#);
         assert!(parse(unannounced.as_bytes(), MANIFEST_TYPES[0]).is_err());
+    }
+
+    #[test]
+    fn layers_are_told_from_other_things() {
+        let of = |media_type: &str| {
+            let text = descriptor().replace("\"x\"", &format!("{media_type:?}"));
+            serde_json::from_str::<Descriptor>(&text).unwrap().no_layer()
+        };
+        for good in [
+            "",
+            "application/vnd.oci.image.layer.v1.tar",
+            "application/vnd.oci.image.layer.v1.tar+zstd",
+            "application/vnd.docker.image.rootfs.diff.tar.gzip",
+        ] {
+            assert_eq!(of(good), None, "{good}");
+        }
+        assert!(of("application/vnd.oci.image.layer.v1.tar+gzip+encrypted").unwrap().contains("encrypted"));
+        for bad in ["application/wasm", "application/vnd.in-toto+json", "application/vnd.oci.image.layer.v1.tarx"] {
+            assert!(of(bad).unwrap().contains("no kind of layer"), "{bad}");
+        }
     }
 
     #[test]

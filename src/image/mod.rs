@@ -26,6 +26,7 @@ mod import;
 mod layers;
 mod limits;
 mod manifest;
+mod pull;
 mod record;
 mod reference;
 pub mod registry;
@@ -40,6 +41,7 @@ mod verify;
 pub use config::ImageConfig;
 pub use error::{ImageError, StoreError, UnpackError};
 pub use limits::Limits;
+pub use pull::{LayerProgress, LayerState, Phase, Progress, PullError, Puller, Pulling};
 pub use reference::{Reference, ReferenceError};
 pub use registry::{
     Blob, Credentials, RawManifest, RegistryClient, RegistryError, RegistryErrorKind, RegistrySettings, Repository,

@@ -72,6 +72,13 @@ impl ImageRecord {
         disk::write_atomic(path, &serde_json::to_vec_pretty(self)?, Durability::Power)
     }
 
+    /// The keys of its layers, uppermost first, each once: of a layer that comes again, all that counts is uppermost,
+    /// and overlay refuses to have a directory twice.
+    pub fn stack(&self) -> Vec<String> {
+        let mut seen = BTreeSet::new();
+        self.layers.iter().rev().filter(|l| seen.insert(&l.key)).map(|l| l.key.clone()).collect()
+    }
+
     /// The configuration in its checked form.
     pub fn parsed(&self) -> Result<Parsed, String> {
         config::parse(&serde_json::to_vec(&self.config).map_err(|e| e.to_string())?)

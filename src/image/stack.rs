@@ -53,17 +53,18 @@ enum Place {
 pub(super) type Layers = BTreeMap<String, Arc<Made>>;
 
 /// The layers `images` need: which are there, which are not.
-pub(super) struct Needed<'a> {
+#[derive(Debug)]
+pub(super) struct Needed {
     /// Each image's layers' chain IDs, lowest first.
     chains: Vec<Vec<String>>,
     /// On those that are there already: they must not go while we work.
     hold: Hold,
     /// To be unpacked, each once, though images share them.
-    pub missing: Vec<&'a FoundLayer>,
+    pub missing: Vec<FoundLayer>,
 }
 
 /// Finds out which layers must be made.
-pub(super) fn needed<'a>(store: &Inner, images: &'a [Found]) -> Needed<'a> {
+pub(super) fn needed(store: &Inner, images: &[Found]) -> Needed {
     let chains: Vec<Vec<String>> = images.iter().map(chain_ids).collect();
     let diffs = images.iter().flat_map(|i| i.layers.iter().map(|l| l.expected.diff_id.hex().to_owned()));
     let wanted: Vec<String> = diffs.chain(chains.iter().flatten().cloned()).collect();
@@ -85,7 +86,7 @@ pub(super) fn finish(
     store: &Inner,
     blobs: &dyn Blobs,
     images: &[Found],
-    needed: Needed<'_>,
+    needed: Needed,
     mut layers: Layers,
 ) -> Result<(Vec<Vec<String>>, Hold), ImageError> {
     let mut hold = needed.hold;
@@ -114,7 +115,7 @@ fn chain_ids(image: &Found) -> Vec<String> {
     ids
 }
 
-fn missing<'a>(store: &Inner, images: &'a [Found], chains: &[Vec<String>]) -> Vec<&'a FoundLayer> {
+fn missing(store: &Inner, images: &[Found], chains: &[Vec<String>]) -> Vec<FoundLayer> {
     let mut seen = std::collections::BTreeSet::new();
     let mut missing = Vec::new();
     for (image, chains) in images.iter().zip(chains) {
@@ -122,7 +123,7 @@ fn missing<'a>(store: &Inner, images: &'a [Found], chains: &[Vec<String>]) -> Ve
             let key = layer.expected.diff_id.hex();
             // A layer under its chain ID says that it was needed so.
             if !store.layers.has(key) && !store.layers.has(chain) && seen.insert(key) {
-                missing.push(layer);
+                missing.push(layer.clone());
             }
         }
     }
@@ -130,8 +131,8 @@ fn missing<'a>(store: &Inner, images: &'a [Found], chains: &[Vec<String>]) -> Ve
 }
 
 /// Unpacks layers by themselves, in parallel; the first error stops all.
-fn flat_layers(store: &Inner, blobs: &Archive, layers: &[&FoundLayer]) -> Result<Layers, ImageError> {
-    let queue: Mutex<VecDeque<&FoundLayer>> = Mutex::new(layers.iter().copied().collect());
+fn flat_layers(store: &Inner, blobs: &Archive, layers: &[FoundLayer]) -> Result<Layers, ImageError> {
+    let queue: Mutex<VecDeque<&FoundLayer>> = Mutex::new(layers.iter().collect());
     let results: Mutex<(Layers, Option<ImageError>)> = Mutex::new((Layers::new(), None));
     let work = || {
         loop {
@@ -189,6 +190,16 @@ impl Made {
         let depends = outcome.implied_directory || outcome.dangling_link.is_some();
         let record = stage.describe(&expected.diff_id, depends, outcome.contents)?;
         Ok(Self { record, dangling_link: outcome.dangling_link, place: Mutex::new(Place::Staged(stage)) })
+    }
+
+    /// Bytes on disk.
+    pub fn bytes(&self) -> u64 {
+        self.record.occupied_bytes
+    }
+
+    /// Whether it is in the books.
+    pub fn is_committed(&self) -> bool {
+        matches!(*lock(&self.place), Place::Committed(_))
     }
 
     fn open(&self, store: &Inner, key: &str) -> Result<OwnedFd, StoreError> {

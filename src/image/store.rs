@@ -28,7 +28,7 @@ pub struct Image {
     pub repo_digests: Vec<String>,
     /// What its layers occupy, also those shared with other images.
     pub size_bytes: u64,
-    /// Keys of its layers, uppermost first, as overlay wants them.
+    /// Keys of its layers, uppermost first and each once, as overlay wants them.
     pub layers: Vec<String>,
     /// What containers start with.
     pub config: ImageConfig,
@@ -316,9 +316,25 @@ impl Inner {
             repo_tags: record.tags.iter().cloned().collect(),
             repo_digests: record.digests.iter().cloned().collect(),
             size_bytes: record.size_bytes,
-            layers: record.layers.iter().rev().map(|l| l.key.clone()).collect(),
+            layers: record.stack(),
             config: record.parsed()?.config,
         })
+    }
+
+    pub fn image_by_id(&self, id: &Digest) -> Option<Arc<Image>> {
+        self.images().by_id.get(id).cloned()
+    }
+
+    /// Gives an image one more tag, taken from whichever had it; none if the image is gone. Nothing is written if it has
+    /// the tag already.
+    pub fn add_tag(&self, id: &Digest, tag: Option<String>) -> Result<Option<Arc<Image>>, ImageError> {
+        let Some(image) = self.image_by_id(id) else { return Ok(None) };
+        let Some(tag) = tag.filter(|tag| !image.repo_tags.contains(tag)) else { return Ok(Some(image)) };
+        let path = self.record_path(id);
+        let mut record = ImageRecord::read(&path).map_err(|e| StoreError::io("read", &path, e))?;
+        record.tags.insert(tag);
+        self.publish(record)?;
+        Ok(self.image_by_id(id))
     }
 
     /// Writes an image down and makes it visible. Its layers must be held by the caller meanwhile.
@@ -335,7 +351,7 @@ impl Inner {
                 record.manifest = record.manifest.or(before.manifest);
             }
         }
-        record.size_bytes = record.layers.iter().map(|l| self.layers.bytes(&l.key)).sum();
+        record.size_bytes = record.stack().iter().map(|key| self.layers.bytes(key)).sum();
         record.tagged_at = now();
         let image = self.image(&record).map_err(|reason| ImageError::Document {
             document: format!("the configuration of {}", record.id),

@@ -44,7 +44,7 @@ pub struct RegistryError {
 }
 
 impl RegistryError {
-    pub(super) fn new(kind: RegistryErrorKind, text: impl Into<String>) -> Self {
+    pub(in crate::image) fn new(kind: RegistryErrorKind, text: impl Into<String>) -> Self {
         let transient = matches!(kind, RegistryErrorKind::Unavailable | RegistryErrorKind::RateLimited);
         Self { kind, text: text.into(), transient, wait: None }
     }

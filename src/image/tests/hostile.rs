@@ -345,7 +345,7 @@ fn a_full_disk_gives_one_sentence_and_its_space_back() {
             let layout = Layout::of(vec![Layer::new().file("small", b"x").file("big", &noise).compressed("zstd")]);
             let reason = store.import(layout.tar().path(), None).unwrap_err().to_string();
             says(&reason, "no space is left below");
-            says(&reason, "free some and import again");
+            says(&reason, "free some and try again");
             assert_eq!(fs::read_dir(dir.path().join("layers")).unwrap().count(), 0);
             // The space is there again.
             store.import(&fixture("pause"), None).unwrap();

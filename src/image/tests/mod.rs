@@ -1,7 +1,7 @@
 //! The store as its users see it, on real archives and a real file system. Needs root: layers have owners and devices.
 
 mod hostile;
-mod kit;
+pub(super) mod kit;
 mod layers;
 mod verify;
 

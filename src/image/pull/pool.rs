@@ -1,0 +1,313 @@
+//! Layers in the making, shared by all pulls.
+//!
+//! One layer is made once, however many pulls of one registry want it. What nobody wants any more is given up; what
+//! is whole is kept a while for the next try. Layers of different registries are not shared before they are whole:
+//! else a registry that sends a byte a minute could hold up the images of another.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::task::AbortHandle;
+
+use super::error::PullError;
+use super::fetch::Fetch;
+use super::lanes::Lanes;
+use super::pipe::{Intake, pipe};
+use super::source::Source;
+use crate::id::Digest;
+use crate::image::error::{ImageError, StoreError};
+use crate::image::import::FoundLayer;
+use crate::image::stack::{self, Made};
+use crate::image::store::{Inner, lock};
+
+/// How long a whole layer is kept that no image uses yet.
+const KEEP: Duration = Duration::from_secs(600);
+/// Bytes of one blob between the network and the unpacking thread.
+pub(super) const QUEUE_BYTES: u32 = 512 << 10;
+/// Blobs being fetched, by all pulls and by one.
+const FETCHES: (usize, usize) = (24, 12);
+/// Layers being unpacked, by all pulls and by one; each has up to 2 MiB of buffers.
+const UNPACKS: (usize, usize) = (12, 6);
+/// Bytes of parts fetched ahead, by all pulls.
+const READ_AHEAD_BYTES: usize = 16 << 20;
+/// Bytes unpacked after which writing to the disk is started, so that the end has less to wait for.
+const FLUSH_BYTES: u64 = 64 << 20;
+
+/// All layers in the making.
+#[derive(Debug)]
+pub(super) struct Pool {
+    slots: Mutex<HashMap<Key, Slot>>,
+    fetches: Arc<Lanes>,
+    unpacks: Arc<Lanes>,
+    pub read_ahead: Arc<Semaphore>,
+    unflushed: AtomicU64,
+    is_flushing: AtomicBool,
+}
+
+/// A registry and a diff ID.
+type Key = (String, Digest);
+
+#[derive(Debug)]
+enum Slot {
+    Making { making: Arc<Making>, interests: usize },
+    Kept { making: Arc<Making>, serial: u64 },
+}
+
+/// One layer.
+#[derive(Debug)]
+struct Making {
+    state: watch::Receiver<MakingState>,
+    /// None if it was whole from the start.
+    task: AbortHandle,
+}
+
+/// How far a layer is.
+#[derive(Debug, Clone, Default)]
+pub(super) struct MakingState {
+    /// Bytes of the blob that were taken; none before its turn.
+    pub taken: Option<u64>,
+    pub result: Option<Result<Arc<Made>, PullError>>,
+}
+
+/// What a pull needs to make layers.
+#[derive(Debug, Clone)]
+pub(super) struct Job {
+    /// Tells pulls apart.
+    pub pull: u64,
+    pub store: Arc<Inner>,
+    pub registry: String,
+    pub source: Arc<dyn Source>,
+    /// Whether whole layers are kept should the pull end now.
+    pub keep: Arc<AtomicBool>,
+}
+
+/// One pull's interest in one layer.
+#[derive(Debug)]
+pub(super) struct Interest {
+    pool: Arc<Pool>,
+    key: Key,
+    making: Option<Arc<Making>>,
+    keep: Arc<AtomicBool>,
+    /// Others wanted it first.
+    pub is_joined: bool,
+}
+
+impl Pool {
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            slots: Mutex::default(),
+            fetches: Lanes::new(FETCHES.0, FETCHES.1),
+            unpacks: Lanes::new(UNPACKS.0, UNPACKS.1),
+            read_ahead: Arc::new(Semaphore::new(READ_AHEAD_BYTES)),
+            unflushed: AtomicU64::new(0),
+            is_flushing: AtomicBool::new(false),
+        })
+    }
+
+    /// Joins the making of a layer, or starts it.
+    pub fn join(self: &Arc<Self>, job: &Job, layer: &FoundLayer) -> Interest {
+        let key = (job.registry.clone(), layer.expected.diff_id.clone());
+        let mut slots = lock(&self.slots);
+        let (making, is_joined) = match slots.remove(&key) {
+            Some(Slot::Making { making, interests }) => {
+                slots.insert(key.clone(), Slot::Making { making: Arc::clone(&making), interests: interests + 1 });
+                (making, true)
+            }
+            Some(Slot::Kept { making, .. }) => {
+                slots.insert(key.clone(), Slot::Making { making: Arc::clone(&making), interests: 1 });
+                (making, true)
+            }
+            None => {
+                let making = self.start(job, layer, &key);
+                slots.insert(key.clone(), Slot::Making { making: Arc::clone(&making), interests: 1 });
+                (making, false)
+            }
+        };
+        drop(slots);
+        Interest { pool: Arc::clone(self), key, making: Some(making), keep: Arc::clone(&job.keep), is_joined }
+    }
+
+    fn start(self: &Arc<Self>, job: &Job, layer: &FoundLayer, key: &Key) -> Arc<Making> {
+        let (state_in, state) = watch::channel(MakingState::default());
+        let (pool, job, layer, key) = (Arc::clone(self), job.clone(), layer.clone(), key.clone());
+        let task = tokio::spawn(async move {
+            let result = pool.make(&job, &layer, &state_in).await;
+            if result.is_err() {
+                // Before it is told: whoever tries again must not meet this one.
+                pool.forget(&key, &state_in);
+            }
+            state_in.send_modify(|state| state.result = Some(result));
+        });
+        Arc::new(Making { state, task: task.abort_handle() })
+    }
+
+    /// Takes a failed making out of the way.
+    fn forget(&self, key: &Key, failed: &watch::Sender<MakingState>) {
+        let mut slots = lock(&self.slots);
+        let is_it = |making: &Making| failed.subscribe().same_channel(&making.state);
+        if slots.get(key).is_some_and(|slot| is_it(slot.making())) {
+            slots.remove(key);
+        }
+    }
+
+    async fn make(
+        self: &Arc<Self>,
+        job: &Job,
+        layer: &FoundLayer,
+        state: &watch::Sender<MakingState>,
+    ) -> Result<Arc<Made>, PullError> {
+        // Every blob of a registry has a descriptor; without one there is nothing to ask for.
+        let Some((digest, size)) = layer.expected.blob.clone() else {
+            return Err(PullError::Died);
+        };
+        let _fetching = self.fetches.enter(job.pull).await;
+        state.send_modify(|state| state.taken = Some(0));
+        let (feed, intake) = pipe(QUEUE_BYTES);
+        let source = Arc::clone(&job.source);
+        let fetch = Fetch { source, digest, size, read_ahead: Arc::clone(&self.read_ahead) };
+        let fetched = fetch.run(feed, |taken| state.send_modify(|state| state.taken = Some(taken)));
+        let unpacked = async {
+            let _unpacking = self.unpacks.enter(job.pull).await;
+            unpack(Arc::clone(&job.store), intake, layer.clone()).await
+        };
+        // Each ends soon after the other failed: the pipe is between them.
+        let (fetched, unpacked) = tokio::join!(fetched, unpacked);
+        fetched?;
+        let made = unpacked?;
+        state.send_modify(|state| state.taken = Some(size));
+        self.flush(&job.store, made.bytes());
+        Ok(Arc::new(made))
+    }
+
+    /// Has the disk begin to write what was unpacked.
+    fn flush(self: &Arc<Self>, store: &Arc<Inner>, bytes: u64) {
+        if self.unflushed.fetch_add(bytes, Ordering::Relaxed) + bytes < FLUSH_BYTES
+            || self.is_flushing.swap(true, Ordering::AcqRel)
+        {
+            return;
+        }
+        self.unflushed.store(0, Ordering::Relaxed);
+        let (pool, store) = (Arc::clone(self), Arc::clone(store));
+        let run = move || {
+            // It is tried again, and told, when the image becomes visible.
+            stack::sync(&store).ok();
+            pool.is_flushing.store(false, Ordering::Release);
+        };
+        if std::thread::Builder::new().name("flush".to_owned()).spawn(run).is_err() {
+            self.is_flushing.store(false, Ordering::Release);
+        }
+    }
+
+    /// Drops a kept layer when its time is over.
+    fn expire_later(self: &Arc<Self>, runtime: &Handle, key: Key, serial: u64) {
+        let pool = Arc::downgrade(self);
+        runtime.spawn(async move {
+            tokio::time::sleep(KEEP).await;
+            let Some(pool) = pool.upgrade() else { return };
+            let expired = {
+                let mut slots = lock(&pool.slots);
+                match slots.get(&key) {
+                    Some(Slot::Kept { serial: kept, .. }) if *kept == serial => slots.remove(&key),
+                    _ => None,
+                }
+            };
+            drop_elsewhere(expired);
+        });
+    }
+
+    /// Drops all layers that are kept for another try, now. Blocks.
+    pub fn drop_kept(&self) {
+        let mut kept = Vec::new();
+        lock(&self.slots).retain(|_, slot| match slot {
+            Slot::Making { .. } => true,
+            Slot::Kept { making, .. } => {
+                kept.push(Arc::clone(making));
+                false
+            }
+        });
+    }
+}
+
+impl Slot {
+    fn making(&self) -> &Making {
+        match self {
+            Self::Making { making, .. } | Self::Kept { making, .. } => making,
+        }
+    }
+}
+
+impl Interest {
+    /// Waits for the layer; `report` is told how far it is.
+    pub async fn made(&self, mut report: impl FnMut(&MakingState)) -> Result<Arc<Made>, PullError> {
+        let Some(making) = &self.making else { return Err(PullError::Died) };
+        let mut watched = making.state.clone();
+        loop {
+            {
+                let state = watched.borrow_and_update();
+                report(&state);
+                if let Some(result) = &state.result {
+                    return result.clone();
+                }
+            }
+            if watched.changed().await.is_err() {
+                // The task may have ended with a last word.
+                return watched.borrow().result.clone().unwrap_or(Err(PullError::Died));
+            }
+        }
+    }
+}
+
+impl Drop for Interest {
+    fn drop(&mut self) {
+        static SERIAL: AtomicU64 = AtomicU64::new(0);
+        let Some(making) = self.making.take() else { return };
+        let mut slots = lock(&self.pool.slots);
+        match slots.get_mut(&self.key) {
+            Some(Slot::Making { making: there, interests }) if Arc::ptr_eq(there, &making) => {
+                *interests -= 1;
+                if *interests > 0 {
+                    return;
+                }
+            }
+            // It failed, and was forgotten.
+            _ => return,
+        }
+        slots.remove(&self.key);
+        making.task.abort();
+        let is_whole = matches!(&making.state.borrow().result, Some(Ok(made)) if !made.is_committed());
+        if let (true, true, Ok(runtime)) = (is_whole, self.keep.load(Ordering::Relaxed), Handle::try_current()) {
+            let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+            slots.insert(self.key.clone(), Slot::Kept { making, serial });
+            drop(slots);
+            self.pool.expire_later(&runtime, self.key.clone(), serial);
+            return;
+        }
+        drop(slots);
+        drop_elsewhere(making);
+    }
+}
+
+/// Drops what may have a large tree to remove, where nobody waits for it.
+pub(super) fn drop_elsewhere<T: Send + 'static>(value: T) {
+    if let Ok(runtime) = Handle::try_current() {
+        runtime.spawn_blocking(move || drop(value));
+    }
+}
+
+/// Unpacks in a thread of its own, which ends with the pipe.
+async fn unpack(store: Arc<Inner>, intake: Intake, layer: FoundLayer) -> Result<Made, PullError> {
+    let (result_in, result) = oneshot::channel();
+    let dir = store.layers.dir().to_owned();
+    let run = move || {
+        let made = Made::unpack(&store, intake, &layer.expected, None);
+        // Nobody waits any more: what was made goes with the answer.
+        result_in.send(made).ok();
+    };
+    let spawned = std::thread::Builder::new().name("unpack".to_owned()).spawn(run);
+    spawned.map_err(|e| ImageError::Store(StoreError::io("start a thread for", dir, e)))?;
+    Ok(result.await.map_err(|_| PullError::Died)??)
+}
