@@ -10,6 +10,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::Node;
+use super::capture::Capture;
 use super::error::NodeError;
 use super::pod::chain;
 use super::record::ContainerRecord;
@@ -17,9 +18,6 @@ use super::spec;
 use super::stream::Stream;
 use crate::wire::client::{Shim, WireError};
 use crate::wire::session::{ExecSession, ExecStdio, Streams};
-
-/// How much of each stream of an ExecSync is kept; the rest is read and dropped.
-pub const OUTPUT_LIMIT_BYTES: usize = 16 << 20;
 
 /// How long output may still come after the process ended, from children that hold its pipes.
 const DRAIN: Duration = Duration::from_millis(100);
@@ -30,7 +28,7 @@ const KILL_DEADLINE: Duration = Duration::from_secs(10);
 /// What a command in a container came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExecOutput {
-    /// At most [`OUTPUT_LIMIT_BYTES`].
+    /// At most [`super::OUTPUT_LIMIT_BYTES`], or less while many commands write much at a time.
     pub stdout: Vec<u8>,
     /// As `stdout`.
     pub stderr: Vec<u8>,
@@ -101,32 +99,6 @@ impl Drop for KillOnDrop {
     }
 }
 
-/// A stream read to its end, kept up to a limit. Its progress survives a dropped future.
-struct Capture {
-    stream: Stream,
-    bytes: Vec<u8>,
-    limit: usize,
-}
-
-impl Capture {
-    fn new(stream: Stream) -> Self {
-        Self { stream, bytes: Vec::new(), limit: OUTPUT_LIMIT_BYTES }
-    }
-
-    async fn read_to_end(&mut self) {
-        loop {
-            match self.stream.read().await {
-                Ok(chunk) if !chunk.is_empty() => {
-                    let room = self.limit - self.bytes.len();
-                    self.bytes.extend_from_slice(&chunk[..chunk.len().min(room)]);
-                }
-                // A pipe does not fail otherwise than by ending.
-                _ => return,
-            }
-        }
-    }
-}
-
 static SERIAL: AtomicU64 = AtomicU64::new(1);
 
 impl Node {
@@ -156,7 +128,8 @@ impl Node {
         let mut kill = self.kill_on_drop(&shim);
         let session = shim.exec(record.id.as_str(), &kill.exec_id, &process, true, stdio).await;
         let mut session = session.map_err(failed())?;
-        let (mut stdout, mut stderr) = (Capture::new(stdout), Capture::new(stderr));
+        let (mut stdout, mut stderr) =
+            (Capture::new(stdout, &self.exec_memory), Capture::new(stderr, &self.exec_memory));
         let ended = {
             let read = async {
                 tokio::join!(stdout.read_to_end(), stderr.read_to_end());
@@ -179,7 +152,7 @@ impl Node {
                 let exit_code = code.map_err(failed())?;
                 // What the process itself wrote is in the pipes already.
                 let rest = async { tokio::join!(stdout.read_to_end(), stderr.read_to_end()) };
-                timeout(DRAIN, rest).await.ok();
+                timeout(DRAIN + self.exec_memory.delay(), rest).await.ok();
                 Ok(ExecOutput { stdout: stdout.bytes, stderr: stderr.bytes, exit_code })
             }
             Err(limit) => {
@@ -304,24 +277,5 @@ impl Resizer {
         if let Err(e) = self.shim.resize(&self.container, &self.exec_id, rows, cols).await {
             debug!(container = self.container, error = %chain(&e), "terminal not resized");
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn output_beyond_the_limit_is_read_and_dropped() {
-        let (ours, theirs) = Stream::from_process().unwrap();
-        let mut capture = Capture { limit: 10, ..Capture::new(ours) };
-        let writer = Stream::new(theirs).unwrap();
-        let sent = vec![b'x'; 200_000];
-        let write = async {
-            writer.write_all(&sent).await.unwrap();
-            drop(writer);
-        };
-        tokio::join!(write, capture.read_to_end());
-        assert_eq!(capture.bytes, b"xxxxxxxxxx");
     }
 }

@@ -23,6 +23,7 @@
 //! Follows CRI v1, RuntimeService.
 
 mod api;
+mod capture;
 mod erase;
 mod error;
 mod etc;
@@ -45,8 +46,9 @@ use std::io::Read;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+pub use self::capture::OUTPUT_LIMIT_BYTES;
 pub use self::error::{ErrorKind, NodeError};
-pub use self::exec::{Attachment, ExecOutput, OUTPUT_LIMIT_BYTES, Resizer, Session, SessionConfig};
+pub use self::exec::{Attachment, ExecOutput, Resizer, Session, SessionConfig};
 pub use self::machine::{cgroup_version, recursive_read_only};
 pub use self::pod::chain;
 pub use self::record::{ContainerRecord, SandboxRecord, Step, User};
@@ -76,6 +78,7 @@ pub struct Node {
     started_at: Nanos,
     pod_cidr: Mutex<String>,
     warned: Mutex<BTreeSet<String>>,
+    exec_memory: capture::Budget,
 }
 
 impl Node {
@@ -102,6 +105,7 @@ impl Node {
             started_at: now(),
             pod_cidr: Mutex::default(),
             warned: Mutex::default(),
+            exec_memory: capture::Budget::default(),
         });
         recover::recover(&node).await?;
         Ok(node)
