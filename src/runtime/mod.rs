@@ -5,7 +5,7 @@
 //! steps ([`stages`]) by itself, reports over a socket of its own ([`Init`]) and becomes the workload when released:
 //!
 //! ```text
-//!  shim ── clone3 ──► child: cgroup · namespaces · sources · rootfs · mounts · masks · pivot · limits · identity
+//!  shim ── clone3 ──► child: cgroup · namespaces · sources · rootfs · user · mounts · masks · pivot · limits · identity
 //!   │                   │ Ready (user, pty)            ▲
 //!   │◄──────────────────┘                              │
 //!   └── release (one byte) ────────────────────────────┘ execve ──► workload

@@ -1,8 +1,8 @@
 //! Mounts below a container's root: each target opened inside the root, each mount attached by descriptor.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -24,7 +24,7 @@ pub(super) fn bind(root: BorrowedFd<'_>, mount: &plan::Mount, source: BorrowedFd
     let what = || format!("mount {} on {}", mount.source, mount.target);
     let is_dir = is_directory(source).doing(what)?;
     let target = open_target(root, &mount.target, is_dir)?;
-    refuse_procfs(target.as_fd(), mount)?;
+    refuse_procfs(root, target.as_fd(), mount)?;
     attach(source, target.as_fd()).doing(what)
 }
 
@@ -127,31 +127,29 @@ fn open_plain_directory(root: BorrowedFd<'_>, target: &str) -> Result<OwnedFd, S
     Ok(opened)
 }
 
-/// Places inside the container's procfs that may be bound over: what lxcfs-like services provide.
-const PROC_OVERLAYS: [&str; 10] = [
-    "cpuinfo",
-    "diskstats",
-    "loadavg",
-    "meminfo",
-    "net/dev",
-    "slabinfo",
-    "stat",
-    "swaps",
-    "sys/kernel/ns_last_pid",
-    "uptime",
-];
+/// Places inside the container's procfs that may be bound over: what lxcfs-like services provide. Not
+/// `net/dev`, though others allow it: it is of each process, and the mount would be seen by none.
+const PROC_OVERLAYS: [&str; 9] =
+    ["cpuinfo", "diskstats", "loadavg", "meminfo", "slabinfo", "stat", "swaps", "sys/kernel/ns_last_pid", "uptime"];
 
-fn refuse_procfs(target: BorrowedFd<'_>, mount: &plan::Mount) -> Result<(), StepError> {
+fn refuse_procfs(root: BorrowedFd<'_>, target: BorrowedFd<'_>, mount: &plan::Mount) -> Result<(), StepError> {
     let what = || format!("mount {} on {}", mount.source, mount.target);
     let magic = nix::sys::statfs::fstatfs(target).doing(what)?.filesystem_type();
     if magic != nix::sys::statfs::PROC_SUPER_MAGIC {
         return Ok(());
     }
-    let inside = mount.target.trim_start_matches("/proc").trim_matches('/');
-    if PROC_OVERLAYS.contains(&inside) {
+    // Not the path asked for: through a link of the image it may lead to any file of procfs.
+    let (root, place) = (path_of(root).doing(what)?, path_of(target).doing(what)?);
+    let inside = place.strip_prefix(root).ok().and_then(|place| place.strip_prefix("proc").ok()).and_then(Path::to_str);
+    if inside.is_some_and(|inside| PROC_OVERLAYS.contains(&inside)) {
         return Ok(());
     }
     Err(StepError::new(Errno::EPERM, format!("{}, which is inside the container's procfs", what())))
+}
+
+/// Where a descriptor is, by the host's procfs.
+fn path_of(fd: BorrowedFd<'_>) -> std::io::Result<PathBuf> {
+    std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }
 
 fn is_directory(fd: BorrowedFd<'_>) -> nix::Result<bool> {

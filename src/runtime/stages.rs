@@ -65,11 +65,11 @@ impl<'a> Context<'a> {
         ("rootfs", Self::open_rootfs),    // then a mount namespace of our own
         ("image volumes", Self::open_images), // in that namespace, where the root will lie
         ("root", Self::attach_root),      // before what is mounted in it
+        ("user", Self::resolve_user),     // by the image's own files, before mounts and masks hide them
         ("mounts", Self::mount_all),      // in the order of the plan
         ("devices", Self::make_devices),  // on the /dev just mounted
         ("terminal", Self::open_terminal), // from our own devpts; /dev/console after /dev is ours
         ("masks", Self::mask_paths),      // over everything mounted before
-        ("user", Self::resolve_user),     // by files of the container, read as the host's root but inside
         ("sysctls", Self::write_sysctls), // through the host's procfs, which the pivot takes away
         ("limits", Self::set_limits),     // oom_score_adj too goes through the host's procfs
         ("pivot_root", Self::pivot),      // from here the host's tree is unreachable

@@ -23,6 +23,7 @@ pub const ALL: &[(&str, Case)] = &[
     ("exec_in_an_ended_container_fails", exec_in_an_ended_container_fails),
     ("only_the_standard_descriptors", only_the_standard_descriptors),
     ("user_groups_and_home", user_groups_and_home),
+    ("the_user_is_the_images_whatever_hides_its_files", the_user_is_the_images_whatever_hides_its_files),
     ("capabilities_are_exact", capabilities_are_exact),
     ("no_new_privs_is_set", no_new_privs_is_set),
     ("terminal_is_the_console", terminal_is_the_console),
@@ -173,6 +174,22 @@ fn user_groups_and_home() {
     let outcome = pod.run(&plan);
     assert_eq!(outcome.stdout, "33\n44\n44 50 77\n/var/www\nagain\n");
     assert_eq!((outcome.user.uid, outcome.user.groups), (33, vec![44, 50, 77]));
+}
+
+fn the_user_is_the_images_whatever_hides_its_files() {
+    let mut pod = TestPod::start(plan::Sandbox::default());
+    let file = pod.path("other");
+    fs::write(&file, "web:x:1:1:::\n").unwrap();
+    let user = plan::User { spec: "web:logs".into(), merge_image_groups: true, ..Default::default() };
+    let script = "id -u; id -g; echo $HOME; cat /etc/passwd";
+    let mut plan = pod.script(script);
+    plan.process.as_mut().unwrap().user = Some(user.clone());
+    plan.masked_paths = vec!["/etc/passwd".into(), "/etc/group".into()];
+    assert_eq!(pod.run(&plan).stdout, "33\n50\n/var/www\n");
+    let mut plan = pod.script(script);
+    plan.process.as_mut().unwrap().user = Some(user);
+    plan.mounts.push(bind(&file, "/etc/passwd"));
+    assert_eq!(pod.run(&plan).stdout, "33\n50\n/var/www\nweb:x:1:1:::\n");
 }
 
 fn capabilities_are_exact() {
@@ -356,6 +373,15 @@ fn nothing_is_mounted_inside_proc() {
     let mut plan = pod.script("cat /proc/uptime");
     plan.mounts.push(bind(&file, "/proc/uptime"));
     assert_eq!(pod.run(&plan).stdout, "");
+    // The path asked for says nothing about where it leads.
+    for (link, to) in [("uptime", "/proc/self/status"), ("proc-link", "/proc"), ("stat", "/proc/sysrq-trigger")] {
+        std::os::unix::fs::symlink(to, pod.layer().join(link)).unwrap();
+    }
+    for target in ["/uptime", "/stat", "/proc-link/sysrq-trigger"] {
+        let mut plan = pod.script("true");
+        plan.mounts.push(bind(&file, target));
+        assert!(pod.fails(&plan).1.contains("procfs"), "{target}");
+    }
 }
 
 fn sysctls_of_the_pod() {
