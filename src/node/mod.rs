@@ -43,7 +43,7 @@ mod stream;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 pub use self::capture::OUTPUT_LIMIT_BYTES;
@@ -79,6 +79,8 @@ pub struct Node {
     pod_cidr: Mutex<String>,
     warned: Mutex<BTreeSet<String>>,
     exec_memory: capture::Budget,
+    /// Containers that run and of which nothing is known any more.
+    forlorn: Mutex<BTreeSet<ContainerId>>,
 }
 
 impl Node {
@@ -106,6 +108,7 @@ impl Node {
             pod_cidr: Mutex::default(),
             warned: Mutex::default(),
             exec_memory: capture::Budget::default(),
+            forlorn: Mutex::default(),
         });
         recover::recover(&node).await?;
         Ok(node)
@@ -159,6 +162,10 @@ impl Node {
     fn is_new_warning(&self, warning: &str) -> bool {
         let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
         warned.len() < 1000 && warned.insert(warning.to_owned())
+    }
+
+    fn forlorn(&self) -> MutexGuard<'_, BTreeSet<ContainerId>> {
+        self.forlorn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn new_sandbox_id(&self) -> Result<SandboxId, NodeError> {

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use prost::Message;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{debug, error, info, warn};
@@ -16,11 +17,12 @@ use tracing::{debug, error, info, warn};
 use super::error::NodeError;
 use super::index::Reservation;
 use super::pod::{ContainerEntry, Pod, chain, clean_up, read_exits, shut_down, tear_down};
-use super::record::{ContainerRecord, SandboxRecord};
+use super::record::{ContainerRecord, SandboxRecord, User};
 use super::state::{ContainerEvent, ContainerState, SandboxEvent, SandboxState};
 use super::store;
 use super::{Node, now};
 use crate::id::{ContainerId, SandboxId};
+use crate::plan;
 use crate::wire::client::{Events, Shim, WireError};
 use crate::wire::pb;
 
@@ -56,8 +58,14 @@ pub(super) async fn recover(node: &Arc<Node>) -> Result<(), NodeError> {
             error!(error = %e, "recovery of a pod failed");
         }
     }
-    node.store.sweep_containers(|id| matches!(node.index.container(id.as_str()), Ok(Some(_))))?;
-    node.images.collect();
+    // Nobody knows what a container without a record needs, nor which ones there are where the shim does not answer.
+    let out_of_reach = node.index.sandboxes().iter().any(|sandbox| sandbox.unreachable);
+    let runs_on = |id: &ContainerId| node.forlorn().contains(id) || out_of_reach && node.store.is_lost(id.as_str());
+    let known = |id: &ContainerId| matches!(node.index.container(id.as_str()), Ok(Some(_)));
+    node.store.sweep_containers(|id| known(id) || runs_on(id))?;
+    if !out_of_reach && node.forlorn().is_empty() {
+        node.images.collect();
+    }
     let (sandboxes, containers) = node.index.counts();
     info!(sandboxes, containers, "node recovered");
     Ok(())
@@ -135,7 +143,7 @@ pub(super) async fn find_again(node: Arc<Node>, id: SandboxId, known: Vec<Contai
         tokio::time::sleep(pause).await;
         match connect(&node, &id).await {
             Ok((shim, events, state)) => {
-                delete_strangers(&shim, &state, &known).await;
+                delete_strangers(&node, &shim, &state, &known).await;
                 return Some((shim, events, state));
             }
             Err(NodeError::Shim { source: WireError::Gone, .. }) => return None,
@@ -174,18 +182,29 @@ async fn reconcile(
     let seen: HashMap<&str, &pb::ContainerState> =
         state.containers.iter().map(|c| (c.container_id.as_str(), c)).collect();
     let known: Vec<ContainerId> = containers.iter().map(|c| c.id.clone()).collect();
-    delete_strangers(shim, state, &known).await;
+    delete_strangers(node, shim, state, &known).await;
     let mut containers = undo_half_made(node, Some(shim), containers).await;
     let exits = containers.first().map(|c| read_exits(node, &c.sandbox)).unwrap_or_default();
     for record in &mut containers {
+        complete(record, seen.get(record.id.as_str()).copied());
         let events = missed(&record.state, seen.get(record.id.as_str()).copied(), exits.get(&record.id), now());
         apply(node, record, &events);
     }
     containers
 }
 
-async fn delete_strangers(shim: &Shim, state: &pb::StateReply, known: &[ContainerId]) {
+/// Removes containers nobody knows: their creation was under way. One whose record was damaged is somebody's, though it
+/// cannot be told whose: it runs on until its pod is stopped.
+async fn delete_strangers(node: &Node, shim: &Shim, state: &pb::StateReply, known: &[ContainerId]) {
     for stranger in state.containers.iter().filter(|c| !known.iter().any(|id| id.as_str() == c.container_id)) {
+        if node.store.is_lost(&stranger.container_id)
+            && let Ok(id) = stranger.container_id.parse::<ContainerId>()
+        {
+            let pid = stranger.pid;
+            error!(container = %id, pid, "a container whose record is damaged runs on, unseen, until its pod is stopped");
+            node.forlorn().insert(id);
+            continue;
+        }
         warn!(container = stranger.container_id, "removing a container without a record");
         delete(shim, &stranger.container_id).await;
     }
@@ -294,6 +313,15 @@ fn apply(node: &Node, record: &mut ContainerRecord, events: &[ContainerEvent]) {
     info!(container = %record.id, from = before.name(), to = record.state.name(), "container changed meanwhile");
     if let Err(e) = node.store.save_container(record) {
         warn!(container = %record.id, error = %chain(&e), "container record not written");
+    }
+}
+
+/// Completes a restored record by what the shim knows.
+pub(super) fn complete(record: &mut ContainerRecord, seen: Option<&pb::ContainerState>) {
+    if let (ContainerState::Created { pid: 0 }, Some(seen)) = (&record.state, seen) {
+        record.state = ContainerState::Created { pid: seen.pid };
+        let user = plan::ResolvedUser::decode(seen.user.as_slice()).ok();
+        record.user = user.map(|plan::ResolvedUser { uid, gid, groups, .. }| User { uid, gid, groups });
     }
 }
 

@@ -60,6 +60,12 @@ impl Settings {
         self.pod(id).join("sandbox.json")
     }
 
+    /// The copy of a container's record that is made with the container, for when the record is damaged.
+    #[must_use]
+    pub fn container_copy(&self, id: &ContainerId) -> PathBuf {
+        self.container(id).join("record.json")
+    }
+
     /// Records of the sandbox's containers.
     #[must_use]
     pub fn container_records(&self, id: &SandboxId) -> PathBuf {

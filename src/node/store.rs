@@ -17,6 +17,7 @@ use tracing::warn;
 use super::erase::erase;
 use super::record::{ContainerRecord, SandboxRecord, VERSION};
 use super::settings::{Settings, file_name};
+use super::state::ContainerState;
 use crate::disk::{self, Durability};
 use crate::id::{ContainerId, SandboxId};
 
@@ -116,6 +117,20 @@ impl Store {
         save(&self.settings.container_record(&record.sandbox, &record.id), record)
     }
 
+    /// Writes a copy of a container's record into its directory, for [`Store::load`] to fall back on.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn save_copy(&self, record: &ContainerRecord) -> Result<(), StoreError> {
+        save(&self.settings.container_copy(&record.id), record)
+    }
+
+    /// Whether a container's record was damaged beyond repair.
+    #[must_use]
+    pub fn is_lost(&self, id: &str) -> bool {
+        self.settings.damaged().join(format!("{id}.json")).exists()
+    }
+
     /// Makes the directories of a sandbox.
     ///
     /// # Errors
@@ -198,9 +213,26 @@ impl Store {
         for id in self.container_ids(sandbox)? {
             let path = self.settings.container_record(sandbox, &id);
             let whole = |r: &ContainerRecord| (r.version, r.id == id && r.sandbox == *sandbox);
-            found.extend(self.read::<ContainerRecord>(&path, whole)?);
+            match self.read::<ContainerRecord>(&path, whole)? {
+                Some(record) => found.push(record),
+                None => found.extend(self.restore(sandbox, &id)?),
+            }
         }
         Ok(found)
+    }
+
+    /// A container whose record was damaged, from the copy made with it: whoever has its shim knows how far it has come.
+    fn restore(&self, sandbox: &SandboxId, id: &ContainerId) -> Result<Option<ContainerRecord>, StoreError> {
+        let copy = fs::read(self.settings.container_copy(id)).ok();
+        let copy = copy.and_then(|bytes| serde_json::from_slice::<ContainerRecord>(&bytes).ok());
+        let whole = |r: &ContainerRecord| r.version == VERSION && r.id == *id && r.sandbox == *sandbox;
+        let Some(mut record) = copy.filter(whole) else { return Ok(None) };
+        record.state = ContainerState::Created { pid: 0 };
+        record.warnings.push("its record was damaged, and was restored as it was at its creation".to_owned());
+        self.save_container(&record)?;
+        remove_file(&self.settings.damaged().join(format!("{id}.json")))?;
+        warn!(container = %id, "restored the record from the copy made at the container's creation");
+        Ok(Some(record))
     }
 
     fn container_ids(&self, sandbox: &SandboxId) -> Result<Vec<ContainerId>, StoreError> {
@@ -250,7 +282,7 @@ impl Store {
         };
         fs::rename(path, &place).map_err(StoreError::io("set aside", path))?;
         warn!(record = %path.display(), kept = %place.display(), error = problem,
-            "set aside a damaged record; what it stood for is being removed");
+            "set aside a damaged record");
         Ok(())
     }
 }
@@ -379,6 +411,28 @@ mod tests {
         fs::write(&path, serde_json::to_vec(&container('a', 'd')).unwrap()).unwrap();
         assert!(matches!(&store.load().unwrap()[..], [Found::Pod { containers, .. }] if containers.is_empty()));
         assert!(settings.damaged().join(file_name(&path).unwrap()).exists());
+    }
+
+    #[test]
+    fn a_damaged_container_is_restored_from_its_copy() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, settings) = store(dir.path());
+        saved(&store);
+        disk::private_dir(&settings.container(&container_id('c'))).unwrap();
+        store.save_copy(&container('a', 'c')).unwrap();
+        let path = settings.container_record(&sandbox_id('a'), &container_id('c'));
+        for _ in 0..2 {
+            fs::write(&path, b"{").unwrap();
+            let found = store.load().unwrap();
+            let [Found::Pod { containers, .. }] = &found[..] else { panic!("{found:?}") };
+            assert_eq!(containers[0].config, container('a', 'c').config);
+            assert_eq!(containers[0].state, ContainerState::Created { pid: 0 });
+            assert!(!store.is_lost(container_id('c').as_str()));
+        }
+        fs::write(&path, b"{").unwrap();
+        fs::write(settings.container_copy(&container_id('c')), b"{").unwrap();
+        assert!(matches!(&store.load().unwrap()[..], [Found::Pod { containers, .. }] if containers.is_empty()));
+        assert!(store.is_lost(container_id('c').as_str()));
     }
 
     #[test]

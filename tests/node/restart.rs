@@ -232,21 +232,57 @@ fn records(node: &TestNode, text: &str) -> Vec<PathBuf> {
 }
 
 #[test]
-fn a_damaged_record_of_a_container_harms_no_other() {
+fn a_container_with_a_damaged_record_goes_on_and_is_known_as_before() {
     let node = TestNode::start();
     let pod = node.run_pod("damaged");
     let (container, fine) = (pod.sleeper(), pod.sleeper());
-    let record = records(&node, &format!("containers/{}", container.id)).pop().expect("a record");
-    let good = fs::read(&record).unwrap();
-    for garbage in [&b""[..], b"{", b"\0\0", &good[..good.len() / 2]] {
+    let created = pod.container(["sleep", "1000"]).create();
+    let (before, pid) = (container.status(), container.init_pid());
+    for garbage in [&b""[..], b"{", b"\0\0"] {
         node.kill_daemon();
-        fs::write(&record, garbage).unwrap();
+        for container in [&container, &created] {
+            let record = records(&node, &format!("containers/{}.json", container.id)).pop().expect("a record");
+            fs::write(&record, garbage).unwrap();
+        }
         node.restart();
         assert_eq!(fine.sh("echo fine"), "fine");
-        // Either told as UNKNOWN, or (what it was being lost with the record) not at all.
-        let known = container.try_status();
-        assert!(known.is_err() || known.unwrap().state() != ContainerState::ContainerRunning);
+        assert_eq!((container.status(), container.init_pid()), (before.clone(), pid));
+        assert_eq!(container.sh("echo on"), "on");
+        assert_eq!(created.state(), ContainerState::ContainerCreated);
     }
+    created.start().unwrap();
+    created.stop(0).unwrap();
+    node.finish();
+}
+
+#[test]
+fn a_container_of_which_nothing_is_left_but_itself_is_not_killed() {
+    let node = TestNode::start();
+    let pod = node.run_pod("damaged");
+    let (container, fine) = (pod.run(["sh", "-c", "echo kept >/file; sleep 1000"]), pod.sleeper());
+    container.sh("cat /file");
+    let pid = container.init_pid();
+    node.kill_daemon();
+    let copy = node.path(format!("root/containers/{}/record.json", container.id));
+    for record in records(&node, &format!("containers/{}.json", container.id)).into_iter().chain([copy]) {
+        assert!(record.exists());
+        fs::write(record, "{").unwrap();
+    }
+    for _ in 0..2 {
+        node.restart();
+        assert!(container.try_status().is_err() && process_alive(pid));
+        assert_eq!(fs::read_to_string(format!("/proc/{pid}/root/file")).unwrap(), "kept\n");
+        assert!(node.daemon_log().contains("runs on, unseen"));
+        assert_eq!(fine.sh("echo fine"), "fine");
+        node.kill_daemon();
+    }
+    node.restart();
+    pod.stop().unwrap();
+    assert!(!process_alive(pid));
+    pod.remove().unwrap();
+    // What is left of its files goes with the next start.
+    node.kill_daemon();
+    node.restart();
     node.finish();
 }
 

@@ -293,6 +293,7 @@ async fn try_create(
     node.store.save_container(record)?;
     let settings = &node.settings;
     make_dirs(&settings.container(&record.id), plan)?;
+    node.store.save_copy(record)?;
     let path = settings.container_spec(&record.id);
     disk::write_atomic(&path, spec, Durability::Process).map_err(NodeError::io("write", &path))?;
     let created =

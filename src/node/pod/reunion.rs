@@ -8,7 +8,7 @@ use super::ending::read_exits;
 use super::{Doing, Done, Pod};
 use crate::id::ContainerId;
 use crate::node::now;
-use crate::node::recover::{Found, find_again, missed};
+use crate::node::recover::{Found, complete, find_again, missed};
 use crate::node::state::SandboxState;
 
 impl Pod {
@@ -39,8 +39,9 @@ impl Pod {
         let exits = read_exits(&self.node, &self.record.id);
         for id in ids {
             self.publish_container(&id);
-            let Some(entry) = self.containers.get(&id) else { continue };
+            let Some(entry) = self.containers.get_mut(&id) else { continue };
             let seen = state.containers.iter().find(|c| c.container_id == id.as_str());
+            complete(Arc::make_mut(&mut entry.record), seen);
             for event in missed(&entry.record.state, seen, exits.get(&id), now()) {
                 self.apply(&id, &event);
             }
