@@ -12,7 +12,7 @@ DESTDIR ?=
 
 SHIM := target/$(TARGET)/shim/aril-shim
 
-.PHONY: help deps build release shim fmt lint test test-unit test-root critest demo bench check install uninstall clean
+.PHONY: help deps build release shim fmt lint test test-unit test-root critest demo bench bench-pull check install uninstall clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
@@ -58,6 +58,9 @@ demo: deps build ## Show a pod that outlives its daemon, in a folder of its own;
 
 bench: deps build ## Measure aril beside the bare kernel and containerd; BENCH_ARGS=--install installs the latter
 	$(CARGO) bench --bench pod -- --shim $(SHIM) $(BENCH_ARGS)
+
+bench-pull: deps build ## Measure pulls beside containerd, from a registry on loopback
+	$(CARGO) bench --bench pull -- --install --shim $(SHIM) $(BENCH_ARGS)
 
 check: lint test ## All that must hold before a change goes in
 

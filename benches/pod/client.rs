@@ -1,17 +1,16 @@
 //! The one CRI client that drives every daemon through the same pod.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use aril::api::cri;
 use aril::api::service::cri::runtime_service_client::RuntimeServiceClient;
-use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
 use tokio::time::sleep;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 use crate::Result;
+use crate::channel::channel;
 use crate::processes::WORKLOAD_MARK;
 use crate::samples::{Pod, op};
 
@@ -54,16 +53,6 @@ pub struct Setting {
     pub cgroup: String,
     /// For container logs.
     pub logs: PathBuf,
-}
-
-/// A channel to a unix socket; connects with the first call.
-pub fn channel(socket: &Path) -> Channel {
-    let socket = socket.to_owned();
-    // The address only fills the request's authority.
-    Endpoint::from_static("http://localhost").connect_with_connector_lazy(tower::service_fn(move |_| {
-        let socket = socket.clone();
-        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-    }))
 }
 
 impl Client {

@@ -8,12 +8,19 @@
 //! Everyone runs in an [`arena`] of its own: mount namespace, directory, cgroup. All of it is
 //! given back at the end, also after an error, a panic or a ctrl-c.
 
+#[path = "../support/arena.rs"]
 mod arena;
+#[path = "../support/cgroups.rs"]
 mod cgroups;
+#[path = "../support/channel.rs"]
+mod channel;
 mod client;
 mod floor;
 mod image;
 mod memory;
+#[path = "../support/packages.rs"]
+mod packages;
+#[path = "../support/processes.rs"]
 mod processes;
 mod report;
 mod runtimes;
@@ -30,6 +37,9 @@ use crate::arena::Stage;
 use crate::report::Report;
 use crate::runtimes::{Contestant, Host};
 use crate::samples::Samples;
+
+/// What `--install` brings.
+const PACKAGES: &[&str] = &["containerd", "runc", "crun", "busybox-static"];
 
 /// A benchmark is a program: what goes wrong is told to a person and ends it.
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -147,7 +157,7 @@ fn measure(args: &Args) -> Result<()> {
 
 async fn run(args: &Args) -> Result<()> {
     if args.install {
-        runtimes::install()?;
+        packages::install(PACKAGES)?;
     }
     let stage = Stage::new(args.keep_logs.clone())?;
     let host = Host {

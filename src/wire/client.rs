@@ -242,13 +242,12 @@ impl Shim {
 
 /// Reads replies and events until the connection ends, then lets everybody know.
 async fn read(connection: Arc<Connection>, events: mpsc::UnboundedSender<pb::event::Body>) {
-    let mut buffer = Vec::new();
     loop {
         let received = connection
             .socket
             .async_io(Interest::READABLE, |fd| {
-                // Only while there may be something to read: thousands of idle connections need no buffer.
-                buffer.resize(MAX_PACKET_BYTES, 0);
+                // Given back before the wait for more: thousands of idle connections need no buffer.
+                let mut buffer = vec![0; MAX_PACKET_BYTES];
                 match receive::<pb::Packet>(fd.as_fd(), &mut buffer) {
                     Err(PacketError::Socket { source, .. }) => Err(source),
                     other => Ok(other),
@@ -267,7 +266,6 @@ async fn read(connection: Arc<Connection>, events: mpsc::UnboundedSender<pb::eve
             Ok(Ok((pb::Packet { body: None }, _))) => {}
             Ok(Err(_)) | Err(_) => break,
         }
-        buffer = Vec::new();
     }
     connection.waiting().take();
     // Handles may live on; the shim must see at once that nobody listens any more.
