@@ -33,7 +33,7 @@ fn messages(fds: prost_types::FileDescriptorSet) -> Result<(), Box<dyn Error>> {
         .type_attribute(".runtime.v1", "#[derive(serde::Serialize, serde::Deserialize)]")
         .message_attribute(".runtime.v1", "#[serde(default)]")
         // Its fields are secrets; see `api`.
-        .skip_debug(["runtime.v1.AuthConfig"])
+        .skip_debug(["runtime.v1.AuthConfig", "aril.v1.RegistryLogin"])
         .btree_map(["."])
         .compile_fds(fds)?;
     Ok(())

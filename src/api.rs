@@ -22,6 +22,13 @@ pub mod cri {
 #[allow(missing_docs, clippy::all, clippy::pedantic)]
 pub mod node {
     include!(concat!(env!("OUT_DIR"), "/aril.v1.rs"));
+
+    impl std::fmt::Debug for RegistryLogin {
+        /// Names the registry, never a secret.
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_struct("RegistryLogin").field("server_address", &self.server_address).finish_non_exhaustive()
+        }
+    }
 }
 
 /// gRPC clients and servers of both.

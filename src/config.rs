@@ -7,6 +7,7 @@
 use std::io;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
 
@@ -57,6 +58,10 @@ pub struct Config {
     pub shm_size_bytes: u64,
     /// Images that are never pruned, by any form of their names.
     pub pinned_images: Vec<String>,
+    /// Where registries have their `hosts.toml`. Absolute.
+    pub registry_config_dir: PathBuf,
+    /// How long a pull may wait for the next byte.
+    pub image_pull_progress_timeout: Duration,
     /// Threads of the daemon that serve requests.
     pub worker_threads: usize,
     /// See [`LogLevel`].
@@ -166,6 +171,8 @@ struct Raw {
     shim_cgroup: Option<String>,
     shm_size_bytes: Option<u64>,
     pinned_images: Option<Vec<String>>,
+    registry_config_dir: Option<PathBuf>,
+    image_pull_progress_timeout_seconds: Option<u64>,
     worker_threads: Option<usize>,
     log_level: Option<LogLevel>,
     log_format: Option<LogFormat>,
@@ -200,6 +207,8 @@ impl Raw {
             shim_cgroup: self.shim_cgroup.unwrap_or_else(|| "/aril-shims".to_owned()),
             shm_size_bytes: self.shm_size_bytes.unwrap_or(64 << 20),
             pinned_images: self.pinned_images.unwrap_or_default(),
+            registry_config_dir: self.registry_config_dir.unwrap_or_else(|| PathBuf::from("/etc/aril/certs.d")),
+            image_pull_progress_timeout: Duration::from_secs(self.image_pull_progress_timeout_seconds.unwrap_or(60)),
             worker_threads: self.worker_threads.unwrap_or(2),
             log_level: self.log_level.unwrap_or_default(),
             log_format: self.log_format.unwrap_or_default(),
@@ -240,6 +249,16 @@ const KEYS: &[Key] = &[
         name: "pinned_images",
         wants: "a list of image names like [\"registry.k8s.io/pause:3.10\"]",
         take: |raw, v| names(v).map(|n| raw.pinned_images = Some(n)),
+    },
+    Key {
+        name: "registry_config_dir",
+        wants: PATH,
+        take: |raw, v| absolute(v).map(|p| raw.registry_config_dir = Some(p)),
+    },
+    Key {
+        name: "image_pull_progress_timeout_seconds",
+        wants: "a whole number from 1 to 3600",
+        take: |raw, v| number(v, 1..=3600).map(|n| raw.image_pull_progress_timeout_seconds = Some(n)),
     },
     Key {
         name: "worker_threads",
@@ -395,6 +414,8 @@ mod tests {
             shim_cgroup = "/kube/shims"
             shm_size_bytes = 1_048_576
             pinned_images = ["pause", "registry.example/tool:1"]
+            registry_config_dir = "/e"
+            image_pull_progress_timeout_seconds = 5
             worker_threads = 0x4
             log_level = "debug"
             log_format = "json"
@@ -408,6 +429,8 @@ mod tests {
             shim_cgroup: "/kube/shims".into(),
             shm_size_bytes: 1 << 20,
             pinned_images: vec!["pause".into(), "registry.example/tool:1".into()],
+            registry_config_dir: "/e".into(),
+            image_pull_progress_timeout: Duration::from_secs(5),
             worker_threads: 4,
             log_level: LogLevel::Debug,
             log_format: LogFormat::Json,

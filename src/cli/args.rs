@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
+use super::credentials;
 use super::parse;
 use super::time;
 use crate::config::{LogFormat, LogLevel};
@@ -81,6 +82,12 @@ pub enum Command {
     Stop(StopArgs),
     /// Remove containers, or pods with all their containers
     Rm(RmArgs),
+    /// Pull images from their registries
+    Pull(PullArgs),
+    /// Keep a password for a registry
+    Login(LoginArgs),
+    /// Forget the password of a registry
+    Logout(LogoutArgs),
     /// Work with images
     #[command(subcommand)]
     Image(ImageCommand),
@@ -156,6 +163,9 @@ pub struct ContainerArgs {
     pub read_only: bool,
     #[command(flatten)]
     pub sandbox: SandboxArgs,
+    /// Whether to ask the image's registry
+    #[arg(long, value_enum, default_value_t)]
+    pub pull: PullPolicy,
     /// Image to run
     pub image: String,
     /// Command and arguments [default: the image's]
@@ -176,6 +186,18 @@ pub struct SandboxArgs {
     /// Host name inside [default: the pod's name]
     #[arg(long, value_name = "NAME")]
     pub hostname: Option<String>,
+}
+
+/// When an image is pulled before it is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum PullPolicy {
+    /// Where it is not here
+    #[default]
+    Missing,
+    /// In any case, so that it is as new as the registry's
+    Always,
+    /// Not at all
+    Never,
 }
 
 /// Where a pod's network comes from.
@@ -324,14 +346,77 @@ pub struct RmArgs {
 #[derive(Debug, Subcommand)]
 #[allow(missing_docs)]
 pub enum ImageCommand {
+    /// Pull images from their registries
+    Pull(PullArgs),
     /// Take in an OCI layout (directory or tar) or a `docker save` archive
     Import(ImportArgs),
     /// List images
     Ls,
     /// Remove images
     Rm(ImageNames),
+    /// Remove images that nothing uses
+    Prune(PruneArgs),
     /// Show all that is known about images
     Inspect(ImageNames),
+    /// Show what images and containers occupy
+    Df,
+    /// Read images from the disk and compare them with what was unpacked
+    Verify(VerifyArgs),
+}
+
+#[derive(Debug, Args)]
+#[allow(missing_docs)]
+pub struct PullArgs {
+    /// User and password for the registry [default: what `aril login` kept]
+    #[arg(long, value_name = "USER:PASSWORD", value_parser = credentials::parse)]
+    pub creds: Option<credentials::Login>,
+    /// Print the ids alone and show no progress
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Names like busybox, registry.k8s.io/pause:3.10 or host:5000/name@sha256:…
+    #[arg(required = true, value_name = "IMAGE")]
+    pub images: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[allow(missing_docs)]
+pub struct LoginArgs {
+    /// User [default: asked for]
+    #[arg(short, long)]
+    pub username: Option<String>,
+    /// Read the password from standard input, and ask for nothing
+    #[arg(long)]
+    pub password_stdin: bool,
+    /// Host of the registry, with its port if it has one
+    #[arg(default_value = "docker.io")]
+    pub registry: String,
+}
+
+#[derive(Debug, Args)]
+#[allow(missing_docs)]
+pub struct LogoutArgs {
+    /// Host of the registry, with its port if it has one
+    #[arg(default_value = "docker.io")]
+    pub registry: String,
+}
+
+#[derive(Debug, Args)]
+#[allow(missing_docs)]
+pub struct PruneArgs {
+    /// Also images that have names, if no container uses them
+    #[arg(short, long)]
+    pub all: bool,
+    /// Only tell what would be removed
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+#[allow(missing_docs)]
+pub struct VerifyArgs {
+    /// References, or beginnings of ids [default: all images]
+    #[arg(value_name = "IMAGE")]
+    pub images: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -410,6 +495,9 @@ mod tests {
 
     #[test]
     fn what_cannot_be_together_is_refused() {
+        for line in ["aril pull", "aril pull --creds me x", "aril run --pull maybe x"] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
         for line in ["aril run --rm -d busybox", "aril run --pod p --hostname h busybox", "aril run --memory much x"] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }

@@ -8,6 +8,7 @@
 mod about;
 pub mod args;
 mod connect;
+pub mod credentials;
 mod doctor;
 mod error;
 mod exec;
@@ -17,15 +18,19 @@ mod image;
 mod inspect;
 mod list;
 mod logfile;
+mod login;
 mod logs;
 mod output;
 pub mod parse;
+mod prune;
+mod pull;
 mod remove;
 mod request;
 mod run;
 mod session;
 mod terminal;
 pub mod time;
+mod verify;
 
 use std::io;
 
@@ -83,6 +88,12 @@ fn dispatch(cli: &Cli) -> Result<u8, CliError> {
         // Without the runtime below: some probes want a process with a single thread.
         return doctor::doctor(&config, cli.global.output);
     }
+    // What these two keep is the caller's, and no daemon is asked.
+    match &cli.command {
+        Command::Login(args) => return login::login(args).map(|()| 0),
+        Command::Logout(args) => return login::logout(args).map(|()| 0),
+        _ => {}
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -125,6 +136,10 @@ async fn act(daemon: &mut Daemon, command: &Command, output: Output) -> Result<(
         Command::Start(targets) => remove::start(daemon, targets).await,
         Command::Stop(args) | Command::Pod(PodCommand::Stop(args)) => remove::stop(daemon, args).await,
         Command::Rm(args) | Command::Pod(PodCommand::Rm(args)) => remove::rm(daemon, args).await,
+        Command::Pull(args) | Command::Image(ImageCommand::Pull(args)) => pull::pull(daemon, args, output).await,
+        Command::Image(ImageCommand::Prune(args)) => prune::prune(daemon, args, output).await,
+        Command::Image(ImageCommand::Df) => prune::df(daemon, output).await,
+        Command::Image(ImageCommand::Verify(args)) => verify::verify(daemon, &args.images, output).await,
         Command::Image(ImageCommand::Import(args)) => image::import(daemon, args, output).await,
         Command::Image(ImageCommand::Ls) => image::ls(daemon, output).await,
         Command::Image(ImageCommand::Rm(args)) => image::rm(daemon, &args.images).await,
@@ -136,6 +151,8 @@ async fn act(daemon: &mut Daemon, command: &Command, output: Output) -> Result<(
         | Command::Exec(_)
         | Command::Version
         | Command::Doctor
+        | Command::Login(_)
+        | Command::Logout(_)
         | Command::Completion(_) => Ok(()),
     }
 }

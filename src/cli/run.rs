@@ -11,6 +11,7 @@ use super::error::CliError;
 use super::find::{LOG_DIRECTORY, OWN_POD, Objects, container_name, pod_name};
 use super::foreground;
 use super::output::{self, short};
+use super::pull;
 use super::remove;
 use super::request::{self, NewPod};
 use crate::api::cri;
@@ -82,7 +83,7 @@ async fn make(daemon: &mut Daemon, args: &ContainerArgs) -> Result<Made, CliErro
     };
     request::check_name(&name)?;
     // Asked for before a pod is made: a wrong name is the commonest mistake.
-    find_image(daemon, &args.image).await?;
+    pull::provide(daemon, &args.image, args.pull).await?;
     let objects = Objects::fetch(daemon).await?;
     let (pod, own_pod) = match &args.pod {
         Some(pod) => (existing_pod(daemon, &objects, pod, &name).await?, false),
@@ -192,16 +193,6 @@ fn check_pod_name(objects: &Objects, name: &str) -> Result<(), CliError> {
     let own = taken.annotations.contains_key(OWN_POD);
     let advice = if own { "remove it with `aril rm`, or choose another --name" } else { "choose another name" };
     Err(CliError::Failed(format!("a pod called {name} is there already ({}); {advice}", short(&taken.id))))
-}
-
-async fn find_image(daemon: &mut Daemon, name: &str) -> Result<(), CliError> {
-    let request = cri::ImageStatusRequest { image: Some(request::image(name)), verbose: false };
-    match daemon.images.image_status(request).await?.into_inner().image {
-        Some(_) => Ok(()),
-        None => Err(CliError::Failed(format!(
-            "no image is called {name}; see `aril image ls`, or take one in with `aril image import`"
-        ))),
-    }
 }
 
 /// Starts the container; a program that cannot be run has the exit codes shells have for that.

@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 
-use nix::sys::termios::{self, SetArg, Termios};
+use nix::sys::termios::{self, LocalFlags, SetArg, Termios};
 
 use super::error::CliError;
 use crate::api::node::TtySize;
@@ -27,6 +27,29 @@ impl Raw {
 }
 
 impl Drop for Raw {
+    fn drop(&mut self) {
+        // A terminal that is gone needs no restoring.
+        termios::tcsetattr(io::stdin().as_fd(), SetArg::TCSADRAIN, &self.0).ok();
+    }
+}
+
+/// Standard input without echo, for a password; dropping it restores what was.
+#[derive(Debug)]
+pub(super) struct Silent(Termios);
+
+impl Silent {
+    pub(super) fn enter() -> Result<Self, CliError> {
+        let stdin = io::stdin();
+        let failed = |e: nix::Error| CliError::io("make the terminal silent", e.into());
+        let before = termios::tcgetattr(stdin.as_fd()).map_err(failed)?;
+        let mut silent = before.clone();
+        silent.local_flags.remove(LocalFlags::ECHO);
+        termios::tcsetattr(stdin.as_fd(), SetArg::TCSAFLUSH, &silent).map_err(failed)?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for Silent {
     fn drop(&mut self) {
         // A terminal that is gone needs no restoring.
         termios::tcsetattr(io::stdin().as_fd(), SetArg::TCSADRAIN, &self.0).ok();

@@ -32,10 +32,10 @@ impl ImageService for Service {
         Ok(Response::new(ImageStatusResponse { image: Some(self.message(&found)), info }))
     }
 
-    async fn pull_image(&self, _: Request<PullImageRequest>) -> Answer<PullImageResponse> {
-        let hint = "PullImage is not implemented by this version of aril: \
-                    bring the image as an OCI layout or a `docker save` archive with `aril image import FILE`";
-        Err(Status::unimplemented(hint))
+    async fn pull_image(&self, request: Request<PullImageRequest>) -> Answer<PullImageResponse> {
+        // As with every other call, the image is its id.
+        let image = super::pull::for_kubelet(&self.node, request.into_inner()).await?;
+        Ok(Response::new(PullImageResponse { image_ref: image.id.to_string() }))
     }
 
     async fn remove_image(&self, request: Request<RemoveImageRequest>) -> Answer<RemoveImageResponse> {

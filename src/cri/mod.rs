@@ -14,6 +14,7 @@ mod filter;
 mod images;
 mod info;
 mod people;
+mod pull;
 mod runtime;
 mod session;
 mod status;

@@ -1,16 +1,19 @@
 //! aril's own Node service: what people need beside CRI.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::error::{import, invalid, status as error};
+use super::error::{image_store, import, invalid, status as error};
+use super::pull::PullStream;
 use super::{Service, session};
 use crate::api::node::{attach_request, exec_request, *};
 use crate::api::service::node::node_server::Node;
-use crate::node::{SessionConfig, Streams};
+use crate::image;
+use crate::node::{self, SessionConfig, Streams};
 
 /// Messages to a client that may wait; then what it is about waits too.
 const BACKLOG: usize = 16;
@@ -36,6 +39,58 @@ impl Node for Service {
             size_bytes: image.size_bytes,
         });
         Ok(Response::new(ImportImageResponse { images: images.collect() }))
+    }
+
+    type PullImageStream = PullStream;
+
+    async fn pull_image(&self, request: Request<PullImageRequest>) -> Answer<PullStream> {
+        super::pull::for_people(&self.node, request.into_inner()).map(Response::new)
+    }
+
+    async fn verify_image(&self, request: Request<VerifyImageRequest>) -> Answer<VerifyImageResponse> {
+        let VerifyImageRequest { reference } = request.into_inner();
+        let images = self.node.images().clone();
+        let wanted = reference.clone();
+        let verified = tokio::task::spawn_blocking(move || images.verify(&wanted)).await;
+        let verified = verified.map_err(|e| Status::internal(e.to_string()))?.map_err(|e| image_store(&e))?;
+        let Some(verified) = verified else {
+            return Err(Status::not_found(format!("no image is called {reference:?}; see `aril image ls`")));
+        };
+        let layer = |layer: image::VerifiedLayer| VerifiedLayer {
+            key: layer.key,
+            diff_id: layer.diff_id.to_string(),
+            files: layer.files,
+            bytes: layer.bytes,
+            faults: layer.faults,
+        };
+        let layers = verified.layers.into_iter().map(layer).collect();
+        Ok(Response::new(VerifyImageResponse { id: verified.id.to_string(), layers }))
+    }
+
+    async fn disk_usage(&self, _: Request<DiskUsageRequest>) -> Answer<DiskUsageResponse> {
+        let node = Arc::clone(&self.node);
+        let usage = tokio::task::spawn_blocking(move || node.disk_usage()).await;
+        let (images, containers) = usage.map_err(|e| Status::internal(e.to_string()))?;
+        let image = |usage: node::ImageUsage| ImageUsage {
+            id: usage.image.id.to_string(),
+            tags: usage.image.repo_tags.clone(),
+            digests: usage.image.repo_digests.clone(),
+            size_bytes: usage.image.size_bytes,
+            own_bytes: usage.own_bytes,
+            pinned: self.node.is_pinned(&usage.image),
+            containers: usage.containers.iter().map(ToString::to_string).collect(),
+        };
+        let container = |usage: node::ContainerUsage| ContainerUsage {
+            id: usage.record.id.to_string(),
+            name: usage.record.name().0.to_owned(),
+            running: usage.record.state.is_running(),
+            written_bytes: usage.written_bytes,
+        };
+        Ok(Response::new(DiskUsageResponse {
+            images: images.into_iter().map(image).collect(),
+            containers: containers.into_iter().map(container).collect(),
+            images_bytes: self.node.images().usage().used_bytes,
+        }))
     }
 
     type AttachStream = Output;

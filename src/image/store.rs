@@ -229,6 +229,12 @@ impl Store {
         self.inner.layers.drop_unused(&self.inner.layers.keys(), &self.inner.used_by_images());
     }
 
+    /// What a layer occupies; 0 if it is not there.
+    #[must_use]
+    pub fn layer_bytes(&self, key: &str) -> u64 {
+        self.inner.layers.bytes(key)
+    }
+
     /// The directory with the files of a layer.
     #[must_use]
     pub fn layer_path(&self, key: &str) -> PathBuf {

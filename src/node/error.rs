@@ -19,7 +19,7 @@ pub enum NodeError {
     #[error("no container has the id {0:?}")]
     NoContainer(String),
     /// The image of a container is not on this node.
-    #[error("image {0:?} is not on this node: import it with `aril image import`")]
+    #[error("image {0:?} is not on this node: pull it first")]
     NoImage(String),
     /// The image of a volume is not on this node; kubelet knows the prefix.
     #[error("ImageVolumeMountFailed: {field}: image {image:?} is not on this node: pull it first")]

@@ -39,6 +39,7 @@ pub mod spec;
 pub mod state;
 mod store;
 mod stream;
+mod usage;
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -55,6 +56,7 @@ pub use self::record::{ContainerRecord, SandboxRecord, Step, User};
 pub use self::settings::Settings;
 pub use self::store::StoreError;
 pub use self::stream::{CHUNK_BYTES, Stream};
+pub use self::usage::{ContainerUsage, ImageUsage};
 // Part of what node gives and takes, so that those above need not know the wire.
 pub use crate::wire::session::Streams;
 
@@ -71,6 +73,7 @@ pub struct Node {
     settings: Settings,
     store: Store,
     images: image::Store,
+    puller: image::Puller,
     index: Index,
     spawner: Spawner,
     defaults: spec::Defaults,
@@ -94,12 +97,18 @@ impl Node {
     pub async fn open(settings: Settings) -> Result<Arc<Self>, NodeError> {
         let store = Store::open(&settings)?;
         let images = image::Store::open(&settings.root).map_err(NodeError::Images)?;
+        let registries = image::RegistrySettings {
+            config_dir: settings.registry_config_dir.clone(),
+            progress_timeout: settings.image_pull_progress_timeout,
+            ..image::RegistrySettings::default()
+        };
         let spawner = Spawner::new(&settings.shim, &settings.root).map_err(NodeError::io("load", &settings.shim))?;
         let random = File::open("/dev/urandom").map_err(NodeError::io("open", "/dev/urandom"))?;
         let node = Arc::new(Self {
             defaults: machine::defaults(&settings),
             settings,
             store,
+            puller: image::Puller::new(images.clone(), image::RegistryClient::new(registries)),
             images,
             index: Index::default(),
             spawner,
@@ -118,6 +127,12 @@ impl Node {
     #[must_use]
     pub fn images(&self) -> &image::Store {
         &self.images
+    }
+
+    /// What brings images from registries.
+    #[must_use]
+    pub fn puller(&self) -> &image::Puller {
+        &self.puller
     }
 
     /// Whether the configuration wants the image kept, by any of its names.

@@ -1,6 +1,7 @@
 //! Where the node keeps what: the one place that knows the directory layout.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::id::{ContainerId, SandboxId};
 use crate::image::Reference;
@@ -20,6 +21,10 @@ pub struct Settings {
     pub shim_cgroup: String,
     /// Size of a pod's `/dev/shm`.
     pub shm_size_bytes: u64,
+    /// Where registries have their `hosts.toml`. Absolute.
+    pub registry_config_dir: PathBuf,
+    /// How long a pull may wait for the next byte.
+    pub image_pull_progress_timeout: Duration,
     /// Images that no garbage collection may take.
     pub pinned_images: Vec<Reference>,
     /// The limits of open files of every container, soft and hard; `None`: those shims are started with.
@@ -37,6 +42,8 @@ impl Settings {
             cgroup_parent: "/aril".to_owned(),
             shim_cgroup: "/aril-shims".to_owned(),
             shm_size_bytes: 64 << 20,
+            registry_config_dir: PathBuf::from("/etc/aril/certs.d"),
+            image_pull_progress_timeout: Duration::from_secs(60),
             pinned_images: Vec::new(),
             open_files: None,
         }

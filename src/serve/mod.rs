@@ -104,6 +104,8 @@ fn settings(config: &Config, shim: PathBuf, open_files: (u64, u64)) -> Result<Se
         cgroup_parent: config.cgroup_parent.clone(),
         shim_cgroup: config.shim_cgroup.clone(),
         shm_size_bytes: config.shm_size_bytes,
+        registry_config_dir: config.registry_config_dir.clone(),
+        image_pull_progress_timeout: config.image_pull_progress_timeout,
         pinned_images: pinned.map_err(|e| format!("pinned_images: {e}"))?,
         open_files: Some(open_files),
     })

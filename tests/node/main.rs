@@ -21,6 +21,7 @@ mod logs;
 mod mounts;
 mod namespaces;
 mod process;
+mod pulls;
 mod resources;
 mod restart;
 mod security;

@@ -10,15 +10,18 @@ mod fixtures;
 
 mod client;
 mod container;
+mod docker_registry;
 mod images;
 mod kernel;
 mod logs;
 mod node;
 mod pod;
 mod residue;
+mod token_server;
 
 pub use client::Cri;
 pub use container::{Container, ContainerBuilder, Output};
+pub use docker_registry::{DockerRegistry, Manner, PASSWORD, USER};
 pub use images::{Entry, custom_image, fixture};
 pub use kernel::{below, cgroup_of, hierarchies, kill, namespace, pids_in_cgroup, process_alive, read_proc};
 pub use logs::{LogLine, text};

@@ -98,9 +98,10 @@ impl TestNode {
             assert!(status.expect("run mount").success(), "mount a filesystem for the root directory");
         }
         let config = format!(
-            "cgroup_parent = \"{0}\"\nshim_cgroup = \"{0}-shims\"\nshim = \"{1}\"\n{2}",
+            "cgroup_parent = \"{0}\"\nshim_cgroup = \"{0}-shims\"\nshim = \"{1}\"\nregistry_config_dir = \"{2}\"\n{3}",
             self.cgroup_parent(),
             env!("CARGO_BIN_EXE_aril-shim"),
+            self.path("certs.d").display(),
             self.options.config
         );
         fs::write(self.path("config.toml"), config).expect("write the configuration");
@@ -142,6 +143,23 @@ impl TestNode {
         let mut command = Command::new("nsenter");
         command.args(["--target", &self.holder.id().to_string(), "--mount", "--net", "--", program]);
         command
+    }
+
+    /// Does something in the node's network namespace, where its daemon can reach what is started by it.
+    pub fn in_network<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
+        let path = format!("/proc/{}/ns/net", self.holder_pid());
+        let enter_and_act = || {
+            let network = File::open(path).expect("open the network namespace");
+            nix::sched::setns(network, nix::sched::CloneFlags::CLONE_NEWNET).expect("enter the network namespace");
+            act()
+        };
+        // A thread alone can be in another network, and those it starts with it.
+        std::thread::scope(|scope| scope.spawn(enter_and_act).join()).expect("act in the network namespace")
+    }
+
+    /// A socket on loopback of the node's network namespace.
+    pub fn listen(&self) -> std::net::TcpListener {
+        self.in_network(|| std::net::TcpListener::bind("127.0.0.1:0").expect("listen on loopback"))
     }
 
     /// The `aril` command of a person on this node.
