@@ -25,7 +25,7 @@ mod resolve;
 mod run;
 mod source;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -88,7 +88,7 @@ impl Puller {
         Self::of(store, Arc::new(client))
     }
 
-    fn of(store: Store, registry: Arc<dyn Registry>) -> Self {
+    pub(super) fn of(store: Store, registry: Arc<dyn Registry>) -> Self {
         let (running, serial) = (Mutex::default(), AtomicU64::new(0));
         Self(Arc::new(Shared { store, registry, pool: Pool::new(), running, serial }))
     }

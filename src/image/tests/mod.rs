@@ -3,6 +3,7 @@
 mod hostile;
 pub(super) mod kit;
 mod layers;
+mod power;
 mod verify;
 
 use std::fs;

@@ -1,6 +1,6 @@
 //! Pulls from a registry in memory, honest and not. Needs root: layers have owners and devices.
 
-mod fake;
+pub mod fake;
 mod hostile;
 
 use std::path::Path;
@@ -68,7 +68,7 @@ fn leftovers(root: &Path) -> usize {
 }
 
 /// Bytes that hardly compress.
-fn noise(length: usize, seed: u64) -> Vec<u8> {
+pub fn noise(length: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut bytes = Vec::with_capacity(length + 8);
     while bytes.len() < length {
