@@ -16,6 +16,7 @@ mod kernel;
 mod logs;
 mod node;
 mod pod;
+pub mod registry;
 mod residue;
 mod token_server;
 

@@ -98,7 +98,7 @@ impl Blob {
         self.end = end.clamp(self.position, self.end);
     }
 
-    /// The next bytes, at most 128 KiB; `None` when all were given out.
+    /// The next bytes, at most 256 KiB; `None` when all were given out.
     ///
     /// # Errors
     /// [`RegistryError`], when no host gave more within the bounds on attempts; of kind `NoRanges` when a part that does

@@ -57,6 +57,11 @@ impl Proxies {
     pub fn from_env() -> Self {
         Self(Matcher::from_env())
     }
+
+    #[cfg(test)]
+    pub fn of(http: &str, https: &str, no: &str) -> Self {
+        Self(Matcher::builder().http(http.to_owned()).https(https.to_owned()).no(no.to_owned()).build())
+    }
 }
 
 impl fmt::Debug for Proxies {

@@ -28,6 +28,8 @@ mod hosts;
 mod peer;
 mod plan;
 mod repository;
+#[cfg(test)]
+mod tests;
 mod tls;
 mod token;
 
@@ -86,6 +88,14 @@ impl RegistryClient {
     pub fn new(settings: RegistrySettings) -> Self {
         let (tokens, roots, proxies) = (Arc::default(), Arc::default(), OnceLock::new());
         Self(Arc::new(Shared { settings, tokens, roots, proxies }))
+    }
+
+    /// A client that uses these proxies instead of those in the environment.
+    #[cfg(test)]
+    fn with_proxies(settings: RegistrySettings, proxies: Proxies) -> Self {
+        let client = Self::new(settings);
+        client.0.proxies.set(Arc::new(proxies)).expect("nothing was opened yet");
+        client
     }
 
     /// Prepares a pull: reads which hosts serve the reference. Connects to none of them yet.
