@@ -39,8 +39,8 @@ pub fn compile_process(process: &Process) -> Result<plan::Process, CompileError>
         rlimits: rlimits(process.rlimits().as_deref().unwrap_or_default())?,
         oom_score_adj: process.oom_score_adj(),
         tty: process.terminal().unwrap_or(false),
-        apparmor_profile: process.apparmor_profile().clone().unwrap_or_default(),
-        selinux_label: process.selinux_label().clone().unwrap_or_default(),
+        apparmor_profile: String::new(),
+        selinux_label: String::new(),
         tty_rows: cells("process.consoleSize.height", size.height())?,
         tty_cols: cells("process.consoleSize.width", size.width())?,
         umask: process.user().umask(),
@@ -58,7 +58,10 @@ fn user(user: &User) -> plan::User {
 }
 
 fn refuse(process: &Process) -> Result<(), CompileError> {
+    let wanted = |label: &Option<String>| label.as_ref().is_some_and(|l| !matches!(l.as_str(), "" | "unconfined"));
     super::refuse(&[
+        ("process.apparmorProfile", wanted(process.apparmor_profile())),
+        ("process.selinuxLabel", wanted(process.selinux_label())),
         ("process.ioPriority", process.io_priority().is_some()),
         ("process.scheduler", process.scheduler().is_some()),
         ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),

@@ -174,6 +174,8 @@ fn what_no_plan_can_carry_is_refused_by_name() {
         (json!({"linux": {"resources": {"blockIO": {"weight": 10}}}}), "linux.resources.blockIO"),
         (json!({"linux": {"resources": {"memory": {"swappiness": 1}}}}), "linux.resources.memory.swappiness"),
         (json!({"linux": {"resources": {"cpu": {"realtimeRuntime": 1}}}}), "linux.resources.cpu.realtimeRuntime"),
+        (json!({"process": {"apparmorProfile": "p"}}), "process.apparmorProfile"),
+        (json!({"process": {"selinuxLabel": "system_u:system_r:container_t:s0"}}), "process.selinuxLabel"),
         (json!({"process": {"ioPriority": {"class": "IOPRIO_CLASS_BE", "priority": 1}}}), "process.ioPriority"),
     ] {
         fails(patch, field);
@@ -184,7 +186,7 @@ fn what_no_plan_can_carry_is_refused_by_name() {
 fn a_process_is_taken_over_whole() {
     let plan = compiled(json!({"process": {
         "args": ["a", "b"], "env": ["A=1"], "cwd": "/w", "terminal": true, "consoleSize": {"height": 24, "width": 80},
-        "noNewPrivileges": true, "oomScoreAdj": -7, "apparmorProfile": "p", "selinuxLabel": "l",
+        "noNewPrivileges": true, "oomScoreAdj": -7, "apparmorProfile": "unconfined",
         "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 5, "hard": 6}],
         "capabilities": {"bounding": ["CAP_CHOWN", "CAP_KILL"]},
     }}));
