@@ -6,6 +6,7 @@ use super::args::{ImportArgs, Output};
 use super::connect::{Daemon, absolute};
 use super::error::CliError;
 use super::output::{self, Rows, short};
+use super::remove::each;
 use super::request;
 use crate::api::cri;
 use crate::api::node::{ImportImageRequest, ImportedImage};
@@ -104,19 +105,12 @@ fn imported_json(images: &[ImportedImage]) -> Result<String, CliError> {
 }
 
 /// `aril image rm`.
-pub(super) async fn rm(daemon: &mut Daemon, names: &[String]) -> Result<(), CliError> {
-    let mut failed = 0;
-    for name in names {
-        match remove(daemon, name).await {
-            Ok(()) => output::print(&format!("{name}\n"))?,
-            Err(e) if names.len() == 1 => return Err(e),
-            Err(e) => {
-                output::complain(&e.to_string());
-                failed += 1;
-            }
-        }
-    }
-    if failed == 0 { Ok(()) } else { Err(CliError::Several { failed, of: names.len() }) }
+pub(super) async fn rm(daemon: &Daemon, names: &[String]) -> Result<(), CliError> {
+    each(names, |name| {
+        let mut daemon = daemon.clone();
+        async move { remove(&mut daemon, name).await }
+    })
+    .await
 }
 
 /// To CRI removing an unknown image is success; to a person it is a typing error.

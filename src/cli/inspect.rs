@@ -43,6 +43,9 @@ pub(super) async fn images(daemon: &mut Daemon, names: &[String], output: Output
     print(&found, output)
 }
 
+/// What a person looks for, before everything else by the alphabet.
+const FIRST: [&str; 4] = ["kind", "id", "state", "metadata"];
+
 fn print(found: &[Value], output: Output) -> Result<(), CliError> {
     if output == Output::Json {
         return output::print(&output::json(&found)?);
@@ -51,7 +54,13 @@ fn print(found: &[Value], output: Output) -> Result<(), CliError> {
         .iter()
         .map(|value| {
             let mut text = String::new();
-            outline(value, 0, &mut text);
+            let mut rest = value.clone();
+            for key in FIRST {
+                if let Some(value) = rest.as_object_mut().and_then(|map| map.remove(key)) {
+                    outline(&json!({ key: value }), 0, &mut text);
+                }
+            }
+            outline(&rest, 0, &mut text);
             text
         })
         .collect();
@@ -127,8 +136,15 @@ fn object(message: &impl serde::Serialize) -> Result<Map<String, Value>, CliErro
 fn whole(kind: &str, status: Map<String, Value>, info: impl IntoIterator<Item = (String, String)>) -> Value {
     let mut value = Map::from_iter([("kind".to_owned(), json!(kind))]);
     value.extend(status);
-    let info: Map<String, Value> = info.into_iter().map(|(key, text)| (key, parsed(text))).collect();
-    value.insert("info".to_owned(), Value::Object(info));
+    let mut beyond = Map::new();
+    for (key, text) in info {
+        match (key.as_str(), parsed(text)) {
+            // What CRI's tools look for under that name is the only thing there.
+            ("info", Value::Object(all)) => beyond.extend(all),
+            (_, told) => drop(beyond.insert(key, told)),
+        }
+    }
+    value.insert("info".to_owned(), Value::Object(beyond));
     Value::Object(value)
 }
 
@@ -183,6 +199,8 @@ mod tests {
         let value = whole("container", Map::new(), info);
         assert_eq!(value["info"]["a"]["pid"], 7);
         assert_eq!(value["info"]["b"], "plain");
+        let info = [("info".to_owned(), "{\"pid\":7}".to_owned())];
+        assert_eq!(whole("container", Map::new(), info)["info"]["pid"], 7);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::run;
 use crate::api::cri;
 
 /// Does `act` for every name, printing those done and complaining of the others.
-async fn each<'a, F>(names: &'a [String], mut act: impl FnMut(&'a str) -> F) -> Result<(), CliError>
+pub(super) async fn each<'a, F>(names: &'a [String], mut act: impl FnMut(&'a str) -> F) -> Result<(), CliError>
 where
     F: Future<Output = Result<(), CliError>>,
 {

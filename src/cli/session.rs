@@ -24,29 +24,24 @@ pub(super) enum Input {
     End,
 }
 
-impl From<Input> for AttachRequest {
-    fn from(input: Input) -> Self {
-        use attach_request::Body as B;
-        let body = match input {
-            Input::Bytes(bytes) => B::Stdin(bytes),
-            Input::Resize(size) => B::Resize(size),
-            Input::End => B::CloseStdin(CloseStdin {}),
-        };
-        Self { body: Some(body) }
-    }
+/// The two requests carry the same input, in messages of their own.
+macro_rules! carries_input {
+    ($request:ident, $body:ident) => {
+        impl From<Input> for $request {
+            fn from(input: Input) -> Self {
+                let body = match input {
+                    Input::Bytes(bytes) => $body::Body::Stdin(bytes),
+                    Input::Resize(size) => $body::Body::Resize(size),
+                    Input::End => $body::Body::CloseStdin(CloseStdin {}),
+                };
+                Self { body: Some(body) }
+            }
+        }
+    };
 }
 
-impl From<Input> for ExecRequest {
-    fn from(input: Input) -> Self {
-        use exec_request::Body as B;
-        let body = match input {
-            Input::Bytes(bytes) => B::Stdin(bytes),
-            Input::Resize(size) => B::Resize(size),
-            Input::End => B::CloseStdin(CloseStdin {}),
-        };
-        Self { body: Some(body) }
-    }
-}
+carries_input!(AttachRequest, attach_request);
+carries_input!(ExecRequest, exec_request);
 
 /// The sending half: its requests, and the news that the person typed the detach keys.
 #[derive(Debug)]
