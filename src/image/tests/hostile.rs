@@ -302,6 +302,8 @@ fn deep_and_long_paths_are_refused() {
     says(&refused_with(limits, vec![layer.build()]), "deep");
 }
 
+// The limits of these two are far above what they take, and far below what each step looking at all others would.
+
 #[test]
 fn many_small_steps_stay_quick() {
     let (_dir, store) = store();
@@ -311,7 +313,7 @@ fn many_small_steps_stay_quick() {
     }
     let before = Instant::now();
     store.import(Layout::of(vec![layer.build()]).tar().path(), None).unwrap();
-    assert!(before.elapsed() < Duration::from_secs(20), "{:?}", before.elapsed());
+    assert!(before.elapsed() < Duration::from_secs(120), "{:?}", before.elapsed());
 }
 
 #[test]
@@ -321,7 +323,7 @@ fn a_hundred_thousand_entries_are_no_trouble() {
         .fold(Layer::new().directory("d", 0o755), |l, i| l.link(EntryType::Symlink, &format!("d/{i}"), "x"));
     let before = Instant::now();
     let image = store.import(Layout::of(vec![layer.build()]).tar().path(), None).unwrap().remove(0);
-    assert!(before.elapsed() < Duration::from_secs(30), "{:?}", before.elapsed());
+    assert!(before.elapsed() < Duration::from_secs(120), "{:?}", before.elapsed());
     assert!(store.usage().inodes_used > 100_000);
     store.remove(image.id.as_str()).unwrap();
 }
