@@ -1,8 +1,12 @@
 //! The `aril` command, as a person or a script uses it.
 
-use std::process::{Command, Output};
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Command, Output, Stdio};
+use std::time::Instant;
 
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::Signal;
+use nix::sys::termios::{Termios, tcgetattr};
 use serde_json::Value;
 
 use crate::support::{PATIENCE, TestNode, kill, pids_in_cgroup, process_alive, wait_for};
@@ -119,12 +123,97 @@ fn a_detached_container_is_listed_asked_stopped_and_removed() {
     assert_eq!(ok(&node, &["logs", "web"]), "started\n");
     assert_eq!(ok(&node, &["exec", "web", "echo", "inside"]), "inside\n");
     assert_eq!(aril(&node, &["exec", "web", "sh", "-c", "exit 9"]).status.code(), Some(9));
-    assert!(json(&node, &["inspect", "web"]).to_string().contains("web"));
+    let told = json(&node, &["inspect", "web"]);
+    assert!(told.to_string().contains("web") && told[0]["info"]["pid"].as_i64() > Some(0), "{told}");
+    let shown = ok(&node, &["inspect", "web"]);
+    let first: Vec<_> = shown.lines().take(3).map(|line| line.split(':').next().unwrap()).collect();
+    assert_eq!(first, ["kind", "id", "state"], "{shown}");
     ok(&node, &["stop", "web"]);
     assert!(json(&node, &["ps"]).as_array().unwrap().is_empty());
     assert_eq!(json(&node, &["ps", "--all"]).as_array().unwrap().len(), 1);
     ok(&node, &["rm", "web"]);
     assert!(node.pod_ids().is_empty() && node.container_ids().is_empty());
+    node.finish();
+}
+
+/// What is on the other side of `aril`'s terminal: a person.
+struct Person {
+    terminal: OwnedFd,
+    /// Keeps the terminal's settings to look at after the command has ended.
+    side: OwnedFd,
+    aril: std::process::Child,
+    seen: String,
+}
+
+impl Person {
+    fn sits_down(node: &TestNode, arguments: &[&str]) -> Self {
+        let size = nix::pty::Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
+        let pty = nix::pty::openpty(&size, None).unwrap();
+        let side = || Stdio::from(pty.slave.try_clone().unwrap());
+        let mut command = node.aril(arguments.iter().copied());
+        let aril = command.stdin(side()).stdout(side()).stderr(side()).spawn().unwrap();
+        Self { terminal: pty.master, side: pty.slave, aril, seen: String::new() }
+    }
+
+    fn types(&self, keys: &str) {
+        assert_eq!(nix::unistd::write(&self.terminal, keys.as_bytes()).unwrap(), keys.len());
+    }
+
+    /// Waits for the text, and forgets all before its end.
+    fn sees(&mut self, text: &str) {
+        let end = Instant::now() + PATIENCE;
+        while !self.seen.contains(text) {
+            let mut ready = [PollFd::new(self.terminal.as_fd(), PollFlags::POLLIN)];
+            assert!(Instant::now() < end, "{text:?} is not in {:?}", self.seen);
+            if poll(&mut ready, 100_u16).unwrap() > 0 {
+                let mut buffer = [0; 4096];
+                let n = nix::unistd::read(&self.terminal, &mut buffer).unwrap();
+                self.seen.push_str(&String::from_utf8_lossy(&buffer[..n]));
+            }
+        }
+        self.seen = self.seen.split_off(self.seen.find(text).unwrap() + text.len());
+    }
+
+    fn resizes(&self, rows: u16, cols: u16) {
+        aril::sys::tty::set_size(self.terminal.as_fd(), rows, cols).unwrap();
+        // The kernel tells the terminal's foreground group, which a child of a test is not in.
+        kill(i32::try_from(self.aril.id()).unwrap(), Signal::SIGWINCH);
+    }
+
+    fn leaves(mut self, before: &Termios) -> Option<i32> {
+        let status = wait_for("the end of the command", PATIENCE, || self.aril.try_wait().unwrap());
+        assert_eq!(tcgetattr(&self.side).unwrap(), *before, "the terminal is left as it was found");
+        status.code()
+    }
+}
+
+#[test]
+fn a_person_works_at_a_terminal() {
+    let node = start();
+    ok(&node, &["run", "-d", "--name", "shell", "busybox", "sleep", "1000"]);
+    for arguments in [&["exec", "-it", "shell", "sh"][..], &["run", "-it", "--rm", "--name", "own", "busybox", "sh"]] {
+        let mut person = Person::sits_down(&node, arguments);
+        let before = tcgetattr(&person.side).unwrap();
+        person.sees("# ");
+        person.types("tty; busybox stty size; echo a$((1 + 1))b\r");
+        person.sees("/dev/");
+        person.sees("24 80");
+        person.sees("a2b");
+        person.resizes(50, 132);
+        // The new size comes a moment later.
+        person.types("until [ \"$(busybox stty size)\" = '50 132' ]; do sleep 0.05; done; echo resized$((1 + 1))\r");
+        person.sees("resized2");
+        // Ctrl-C ends the program in the container and not the command here.
+        person.types("sleep 1000; echo slept$?\r");
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        person.types("\u{3}");
+        person.types("\recho code$?; echo alive$((1 + 1))\r");
+        person.sees("alive2");
+        person.types("exit 7\r");
+        assert_eq!(person.leaves(&before), Some(7), "{arguments:?}");
+    }
+    assert_eq!(json(&node, &["ps", "--all"]).as_array().unwrap().len(), 1);
+    ok(&node, &["rm", "-f", "shell"]);
     node.finish();
 }
 
