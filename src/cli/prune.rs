@@ -54,7 +54,9 @@ fn summary(usage: &DiskUsageResponse) -> String {
 
 fn details(usage: &DiskUsageResponse) -> String {
     let mut rows = Rows::new(&["IMAGE", "IMAGE ID", "SIZE", "OF ITS OWN", "CONTAINERS"]);
-    for image in &usage.images {
+    let mut sorted: Vec<&ImageUsage> = usage.images.iter().collect();
+    sorted.sort_by_key(|image| name(image));
+    for image in sorted {
         let containers = image.containers.len().to_string();
         let [size, own] = [image.size_bytes, image.own_bytes].map(output::bytes);
         rows.add([name(image), short(&image.id).to_owned(), size, own, containers]);

@@ -153,11 +153,14 @@ impl Lines {
             let state = layer.state();
             let is_end = matches!(state, State::Unpacked | State::Present);
             if is_end && self.told.insert(layer.digest.clone(), state) != Some(state) {
-                let what = if state == State::Present { "already there" } else { "unpacked" };
-                lines.push(format!("{}: {what} ({})", short(&layer.digest), output::bytes(layer.total_bytes)));
+                lines.push(match state {
+                    State::Present => format!("{}: already there", short(&layer.digest)),
+                    _ => format!("{}: unpacked ({})", short(&layer.digest), output::bytes(layer.total_bytes)),
+                });
             }
         }
-        if progress.phase() == Phase::Committing && !std::mem::replace(&mut self.committing, true) {
+        let is_new = self.told.values().any(|state| *state == State::Unpacked);
+        if is_new && progress.phase() == Phase::Committing && !std::mem::replace(&mut self.committing, true) {
             lines.push("writing to the disk".to_owned());
         }
         lines
@@ -245,11 +248,13 @@ mod tests {
         let mut lines = Lines::default();
         assert!(lines.news(&progress(Phase::Resolving, vec![])).is_empty());
         let half = vec![layer("aa", State::Downloading, 7), layer("bb", State::Present, 0)];
-        assert_eq!(lines.news(&progress(Phase::Layers, half)), ["bb: already there (2.0 KiB)"]);
+        assert_eq!(lines.news(&progress(Phase::Layers, half)), ["bb: already there"]);
         let all = vec![layer("aa", State::Unpacked, 2048), layer("bb", State::Present, 0)];
         assert_eq!(lines.news(&progress(Phase::Layers, all.clone())), ["aa: unpacked (2.0 KiB)"]);
         assert_eq!(lines.news(&progress(Phase::Committing, all.clone())), ["writing to the disk"]);
         assert!(lines.news(&progress(Phase::Committing, all)).is_empty());
+        let present = progress(Phase::Committing, vec![layer("bb", State::Present, 0)]);
+        assert_eq!(Lines::default().news(&present), ["bb: already there"], "nothing is written");
     }
 
     #[test]

@@ -67,7 +67,8 @@ pub fn custom_image(dir: &Path, name: &str, config: &serde_json::Value, entries:
     path
 }
 
-fn layer(entries: &[Entry]) -> Vec<u8> {
+/// The tar of a layer.
+pub fn layer(entries: &[Entry]) -> Vec<u8> {
     let mut layer = tar::Builder::new(Vec::new());
     for entry in entries {
         let done = match entry {

@@ -23,7 +23,7 @@ mod token_server;
 pub use client::Cri;
 pub use container::{Container, ContainerBuilder, Output};
 pub use docker_registry::{DockerRegistry, Manner, PASSWORD, USER};
-pub use images::{Entry, custom_image, fixture};
+pub use images::{Entry, custom_image, fixture, layer};
 pub use kernel::{below, cgroup_of, hierarchies, kill, namespace, pids_in_cgroup, process_alive, read_proc};
 pub use logs::{LogLine, text};
 pub use node::{Options, TestNode};
