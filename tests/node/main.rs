@@ -14,6 +14,7 @@ mod bad_input;
 mod cli;
 mod exec;
 mod hostile;
+mod hostile_registry;
 mod image_cli;
 mod image_volumes;
 mod images;
