@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
 use super::error::StoreError;
-use super::record::{LayerRecord, is_key};
+use super::record::{Dependence, LayerRecord, is_key};
 use super::stage::{self, Stage};
 use super::store::lock;
 use super::unpack::Occupied;
@@ -31,7 +31,7 @@ struct State {
 struct Layer {
     /// The directory with all in it.
     occupied: Occupied,
-    depends_on_lower: bool,
+    dependence: Dependence,
     holds: usize,
 }
 
@@ -68,9 +68,9 @@ impl Layers {
         self.state().layers.contains_key(key)
     }
 
-    /// Whether a layer kept under its diff ID must not be used above others; none if it is not there.
-    pub fn depends_on_lower(&self, key: &str) -> Option<bool> {
-        self.state().layers.get(key).map(|l| l.depends_on_lower)
+    /// How a layer kept under its diff ID depends on those below; none if it is not there.
+    pub fn dependence(&self, key: &str) -> Option<Dependence> {
+        self.state().layers.get(key).map(|l| l.dependence.clone())
     }
 
     pub fn keys(&self) -> Vec<String> {
@@ -202,7 +202,7 @@ impl Layer {
                 occupied.inodes += 1;
             }
         }
-        Self { occupied, depends_on_lower: record.depends_on_lower, holds: 0 }
+        Self { occupied, dependence: record.dependence(), holds: 0 }
     }
 }
 

@@ -49,8 +49,22 @@ pub(super) struct LayerRecord {
     /// Of `fs`, as `du` counts.
     pub occupied_bytes: u64,
     pub inodes: u64,
-    /// Not to be used above other layers under its diff ID.
+    /// Not to be used above other layers under its diff ID, unless `implied_directories` say otherwise.
     pub depends_on_lower: bool,
+    /// Directories it lacks and paths of it go through; absent if it depends on others in another way too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub implied_directories: Option<Vec<String>>,
+}
+
+/// How a layer depends on those below it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Dependence {
+    /// Not at all.
+    None,
+    /// Only where these directories, which it implies, are something special there.
+    Directories(Vec<String>),
+    /// Always.
+    Contents,
 }
 
 impl ImageRecord {
@@ -86,9 +100,23 @@ impl ImageRecord {
 }
 
 impl LayerRecord {
-    pub fn new(diff_id: Digest, occupied: Occupied, depends_on_lower: bool) -> Self {
+    pub fn new(diff_id: Digest, occupied: Occupied, dependence: Dependence) -> Self {
         let Occupied { bytes: occupied_bytes, inodes } = occupied;
-        Self { version: VERSION, diff_id, occupied_bytes, inodes, depends_on_lower }
+        let (depends_on_lower, implied_directories) = match dependence {
+            Dependence::None => (false, None),
+            Dependence::Directories(paths) => (true, Some(paths)),
+            Dependence::Contents => (true, None),
+        };
+        Self { version: VERSION, diff_id, occupied_bytes, inodes, depends_on_lower, implied_directories }
+    }
+
+    /// How it stands to the layers below.
+    pub fn dependence(&self) -> Dependence {
+        match (self.depends_on_lower, &self.implied_directories) {
+            (false, _) => Dependence::None,
+            (true, Some(paths)) => Dependence::Directories(paths.clone()),
+            (true, None) => Dependence::Contents,
+        }
     }
 
     pub fn read(path: &Path) -> io::Result<Self> {

@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 use super::archive::Archive;
 use super::error::{ImageError, StoreError, UnpackError};
 use super::import::{Found, FoundLayer};
-use super::record::LayerRecord;
+use super::record::{Dependence, LayerRecord};
 use super::stage::{self, Stage};
 use super::store::{Hold, Inner, lock};
 use super::unpack::{self, Expected, Lower};
@@ -187,8 +187,12 @@ impl Made {
         let stage = Stage::new(dir)?;
         let unpacked = unpack::unpack(blob, expected, stage.open_fs()?, dir, lower, &store.limits);
         let outcome = unpacked.map_err(|source| ImageError::Unpack { layer: expected.diff_id.to_string(), source })?;
-        let depends = outcome.implied_directory || outcome.dangling_link.is_some();
-        let record = stage.describe(&expected.diff_id, depends, outcome.contents)?;
+        let dependence = match (&outcome.dangling_link, outcome.implied.any()) {
+            (None, false) => Dependence::None,
+            (None, true) => outcome.implied.into_paths().map_or(Dependence::Contents, Dependence::Directories),
+            (Some(_), _) => Dependence::Contents,
+        };
+        let record = stage.describe(&expected.diff_id, dependence, outcome.contents)?;
         Ok(Self { record, dangling_link: outcome.dangling_link, place: Mutex::new(Place::Staged(stage)) })
     }
 
@@ -236,28 +240,46 @@ fn stack(
         let diff = layer.expected.diff_id.hex();
         let is_lowest = index == 0;
         let by_itself = made.get(diff);
-        let depends = match by_itself {
-            Some(layer) => layer.record.depends_on_lower,
+        let dependence = match by_itself {
+            Some(layer) => layer.record.dependence(),
             // Not there by itself: then it is there under its chain ID.
-            None => store.layers.depends_on_lower(diff).unwrap_or(true),
+            None => store.layers.dependence(diff).unwrap_or(Dependence::Contents),
         };
         if is_lowest && let Some(link) = by_itself.and_then(|layer| layer.dangling_link.clone()) {
             let source = UnpackError::Entry { entry: link, reason: "it is a hard link to nothing" };
             return Err(ImageError::Unpack { layer: layer.expected.diff_id.to_string(), source });
         }
-        if is_lowest || !depends {
+        if is_lowest || dependence == Dependence::None {
             keys.push(diff.to_owned());
             continue;
         }
-        if !store.layers.has(chain) && !made.contains_key(chain) {
-            let lower =
-                Lower::new(keys.iter().rev().map(|key| open_layer(store, made, key)).collect::<Result<_, _>>()?);
-            let layer = blobs.unpack(store, layer, Some(&lower))?;
-            made.insert(chain.clone(), Arc::new(layer));
+        if store.layers.has(chain) || made.contains_key(chain) {
+            keys.push(chain.clone());
+            continue;
         }
+        let below = keys.iter().rev().map(|key| open_layer(store, made, key)).collect::<Result<_, _>>()?;
+        let lower = Lower::new(below);
+        if let Dependence::Directories(paths) = dependence
+            && all_plain(&lower, &paths).map_err(|e| StoreError::io("look at the layers in", store.layers.dir(), e))?
+        {
+            keys.push(diff.to_owned());
+            continue;
+        }
+        let layer = blobs.unpack(store, layer, Some(&lower))?;
+        made.insert(chain.clone(), Arc::new(layer));
         keys.push(chain.clone());
     }
     Ok(keys)
+}
+
+/// Whether these implied directories are, above `lower`, what they are without it.
+fn all_plain(lower: &Lower, paths: &[String]) -> std::io::Result<bool> {
+    for path in paths {
+        if !lower.leaves_plain(path)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn open_layer(store: &Inner, made: &Layers, key: &str) -> Result<OwnedFd, StoreError> {

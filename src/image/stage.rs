@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::error::StoreError;
-use super::record::LayerRecord;
+use super::record::{Dependence, LayerRecord};
 use super::unpack::{self, Contents};
 use crate::id::Digest;
 
@@ -64,13 +64,13 @@ impl Stage {
     pub fn describe(
         &self,
         diff_id: &Digest,
-        depends_on_lower: bool,
+        dependence: Dependence,
         contents: Contents,
     ) -> Result<LayerRecord, StoreError> {
         let list = self.path.join(FILES);
         let occupied = unpack::write_files(self.open_fs()?, contents, &list)
             .map_err(|e| StoreError::io("write the list of files", list, e))?;
-        let record = LayerRecord::new(diff_id.clone(), occupied, depends_on_lower);
+        let record = LayerRecord::new(diff_id.clone(), occupied, dependence);
         let path = self.path.join("layer.json");
         record.write(&path).map_err(|e| StoreError::io("write", path, e))?;
         Ok(record)

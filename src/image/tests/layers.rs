@@ -157,6 +157,27 @@ fn an_implied_directory_is_what_the_layers_below_say() {
 }
 
 #[test]
+fn implied_directories_that_are_plain_below_make_no_layer_of_its_own() {
+    let (_dir, store) = store();
+    let plain = Layer::new().directory("usr", 0o755).directory("usr/lib", 0o755).build();
+    let layer = Layer::new().file("usr/lib/x", b"1").file("opt/y", b"2").build();
+    let key = layer.diff_id.hex().to_owned();
+    let image = import(&store, vec![plain, layer.clone()]);
+    assert_eq!(image.layers[0], key, "as it is, also for other images");
+
+    // Found on disk, too, it is measured against what lies below.
+    let narrow = Layer::new().directory("usr", 0o755).directory("usr/lib", 0o700).build();
+    let other = import(&store, vec![narrow, layer.clone()]);
+    assert_ne!(other.layers[0], key);
+    let lib = fs::metadata(store.layer_path(&other.layers[0]).join("usr/lib")).unwrap();
+    assert_eq!(lib.mode() & 0o777, 0o700);
+    let marked = Layer::new().pax(&[("SCHILY.xattr.user.note", b"kept")]).directory("opt", 0o755).build();
+    let other = import(&store, vec![marked, layer]);
+    assert_ne!(other.layers[0], key);
+    assert_eq!(attribute(&store.layer_path(&other.layers[0]).join("opt"), c"user.note").unwrap(), b"kept");
+}
+
+#[test]
 fn links_inside_a_layer_are_resolved_inside_it() {
     let (_dir, store) = store();
     let layer = Layer::new()

@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use nix::fcntl::readlinkat;
 use nix::sys::stat::{FileStat, SFlag, fstat};
 
+use super::make::Attributes;
 use super::walk::{file_type, is_whiteout, look, open_dir};
 use crate::sys::xattr;
 
@@ -41,6 +42,16 @@ impl Lower {
             }
         }
         Ok(None)
+    }
+
+    /// Whether a directory that a path implies is, with these layers below, what it is without any: below there is
+    /// nothing to go through, or a directory with the same owner, mode and attributes.
+    pub fn leaves_plain(&self, path: &str) -> Result<bool, Errno> {
+        Ok(match self.find(path.as_bytes())? {
+            Some(Found::Directory(fd, stat)) => Attributes::of(fd.as_fd(), &stat)?.is_plain(),
+            Some(Found::Symlink(_)) => false,
+            Some(Found::Other(..)) | None => true,
+        })
     }
 }
 

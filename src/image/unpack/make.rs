@@ -85,6 +85,13 @@ impl Attributes {
         Ok(attributes)
     }
 
+    /// Whether they are, but for the time, those of a directory nobody described.
+    pub fn is_plain(&self) -> bool {
+        let plain = Self::default();
+        let of = |a: &Self| (a.mode, a.uid, a.gid);
+        of(self) == of(&plain) && self.xattrs.is_empty()
+    }
+
     /// As something that cannot be opened has them: without extended attributes.
     fn of_special(stat: &FileStat) -> Self {
         Self {

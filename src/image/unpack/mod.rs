@@ -6,7 +6,8 @@
 //!
 //! A layer normally depends on itself alone. The exceptions are found here and told to the caller: a hard link whose
 //! target is in a layer below, and a directory that is only implied by a path (it has the attributes, or is the
-//! symbolic link, that layers below give it). Such a layer is unpacked again with the layers below at hand.
+//! symbolic link, that layers below give it). Such a layer is unpacked again with the layers below at hand, unless those
+//! have nothing in these places but what was made there: plain directories of root's.
 
 mod ahead;
 mod contents;
@@ -35,6 +36,7 @@ pub(super) use walk::{Occupied, remove};
 
 use ahead::Ahead;
 use entries::from_stream;
+pub(super) use tree::Implied;
 use tree::Tree;
 use whiteout::{Target, classify, normalise, refuse};
 
@@ -55,8 +57,8 @@ pub(super) struct Expected {
 /// How a layer stands to the ones below.
 #[derive(Debug)]
 pub(super) struct Outcome {
-    /// A path implies a directory: its attributes are those below, unless there is nothing below.
-    pub implied_directory: bool,
+    /// Directories that paths imply: their attributes are those below, unless there is nothing below.
+    pub implied: Implied,
     /// The first hard link whose target was not there; it was left out.
     pub dangling_link: Option<String>,
     /// Hashes of what was written.
@@ -102,7 +104,7 @@ pub(super) fn unpack(
     }
     compare("diff ID", expected.diff_id.as_str(), unpacked.digest().as_str())?;
     let outcome = Outcome {
-        implied_directory: tree.implied_directory,
+        implied: std::mem::take(&mut tree.implied),
         dangling_link: tree.dangling_link.take(),
         contents: std::mem::take(&mut tree.contents),
     };

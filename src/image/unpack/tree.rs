@@ -50,8 +50,8 @@ pub(super) struct Tree<'a> {
     pub contents: Contents,
     /// Bytes of holes in all files so far.
     pub hole_bytes: u64,
-    /// A directory was made whose attributes a layer below may have.
-    pub implied_directory: bool,
+    /// Directories made whose attributes a layer below may have.
+    pub implied: Implied,
     /// A hard link whose target is not in this layer.
     pub dangling_link: Option<String>,
 }
@@ -61,6 +61,38 @@ pub(super) struct Tree<'a> {
 pub(super) struct Dir {
     pub path: Vec<u8>,
     pub fd: Rc<OwnedFd>,
+}
+
+/// Directories that paths of a layer go through and that the layer itself does not have.
+#[derive(Debug, Default)]
+pub(in crate::image) struct Implied {
+    paths: Vec<String>,
+    bytes: usize,
+    /// There were too many, or one whose name is not text.
+    is_unknown: bool,
+}
+
+impl Implied {
+    /// Bytes of paths that are kept; far more than any sane layer has.
+    const MOST_BYTES: usize = 64 << 10;
+
+    fn add(&mut self, path: &[u8]) {
+        self.bytes += path.len();
+        match std::str::from_utf8(path) {
+            Ok(path) if self.bytes <= Self::MOST_BYTES => self.paths.push(path.to_owned()),
+            _ => self.is_unknown = true,
+        }
+    }
+
+    /// Whether there is any.
+    pub fn any(&self) -> bool {
+        self.is_unknown || !self.paths.is_empty()
+    }
+
+    /// All of them; none if they are not all known.
+    pub fn into_paths(self) -> Option<Vec<String>> {
+        if self.is_unknown { None } else { Some(self.paths) }
+    }
 }
 
 /// What to do about a directory that is not there.
@@ -85,7 +117,7 @@ impl<'a> Tree<'a> {
             unchecked_bytes: 0,
             contents: Contents::default(),
             hole_bytes: 0,
-            implied_directory: false,
+            implied: Implied::default(),
             dangling_link: None,
         }
     }
@@ -236,7 +268,7 @@ impl<'a> Tree<'a> {
     /// Makes a directory that the layer only implies, as the layers below have it.
     fn imply(&mut self, dir: &Dir, name: &CString, next: Vec<u8>) -> Result<Step, UnpackError> {
         let Some(lower) = self.lower else {
-            self.implied_directory = true;
+            self.implied.add(&next);
             return self.new_directory(dir, name, next, Some(&Attributes::default())).map(Step::Into);
         };
         let attributes = match lower.find(&next).map_err(self.failed("look below for", &next))? {
