@@ -68,14 +68,15 @@ impl Plan {
         let most = if is_last { LAST } else { WITH_OTHERS };
         let asked = error.wait().unwrap_or_default();
         let again = error.is_transient() && self.failures < most && asked <= PATIENCE;
-        if self.total >= TOTAL {
+        // Our own files are wrong: to go on with another host would be to ignore them.
+        if self.total >= TOTAL || error.kind() == Kind::Config {
             return Err(error.after(&self.earlier));
         }
         if again {
             tracing::debug!(error = %error, failures = self.failures, "registry request failed, trying again");
             return Ok(asked.max(pause(self.failures)));
         }
-        if matches!(error.kind(), Kind::Unavailable | Kind::Tls | Kind::Config) {
+        if matches!(error.kind(), Kind::Unavailable | Kind::Tls) {
             self.endpoints[self.at].dead.store(true, Ordering::Relaxed);
         }
         if is_last {

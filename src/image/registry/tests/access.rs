@@ -225,6 +225,18 @@ async fn a_redirect_to_another_host_carries_no_credentials() {
     assert_eq!(foreign[0].header("x-key"), "");
 }
 
+/// A loopback registry calls itself `http://`, although nobody knew beforehand whether it speaks TLS.
+#[tokio::test]
+async fn a_redirect_to_itself_keeps_credentials() {
+    let (home, registry) = (Home::new(), basic());
+    let repository = home.open_with(&format!("{}/a:1", registry.host()), &login()).await;
+    repository.resolve().await.unwrap();
+    registry.misbehave("GET", "/manifests/1", 1, Misdeed::Redirect(registry.url("/v2/a/manifests/1?again")));
+    registry.forget();
+    repository.manifest().await.unwrap();
+    assert_eq!(authorizations(&registry.requests()), [BASIC, BASIC]);
+}
+
 /// A challenge from where a redirect led is nobody's business to answer.
 #[tokio::test]
 async fn a_challenge_after_a_redirect_gets_no_password() {
