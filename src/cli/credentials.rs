@@ -8,7 +8,9 @@
 use std::fs;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -25,6 +27,8 @@ const HUB_KEY: &str = "https://index.docker.io/v1/";
 const TOKEN_USER: &str = "<token>";
 /// The largest file or answer that is read.
 const MOST_BYTES: u64 = 1 << 20;
+/// How long a helper may take. Some ask the person for a passphrase first.
+const HELPER_TIME: Duration = Duration::from_secs(120);
 
 /// A user and a password, as typed.
 #[derive(Clone, PartialEq, Eq)]
@@ -252,21 +256,12 @@ fn call(helper: &str, verb: &str, input: &str) -> Result<Option<Value>, CliError
         return Err(failed("this is no name of a credential helper; correct config.json".to_owned()));
     }
     let mut command = Command::new(&program);
-    let child = command.arg(verb).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn();
-    let mut child = child.map_err(|e| match e.kind() {
+    command.arg(verb);
+    let (status, output) = run(command, input, HELPER_TIME).map_err(|e| match e.kind() {
         io::ErrorKind::NotFound => failed("it is not installed, but config.json names it".to_owned()),
+        io::ErrorKind::TimedOut => failed(format!("it did not answer within {} s", HELPER_TIME.as_secs())),
         _ => CliError::io(format!("run {program}"), e),
     })?;
-    let mut output = Vec::new();
-    if let Some(mut stdin) = child.stdin.take() {
-        // One that does not read its input says itself what it lacks.
-        stdin.write_all(input.as_bytes()).ok();
-    }
-    if let Some(stdout) = child.stdout.take() {
-        let read = stdout.take(MOST_BYTES).read_to_end(&mut output);
-        read.map_err(|e| CliError::io(format!("read from {program}"), e))?;
-    }
-    let status = child.wait().map_err(|e| CliError::io(format!("wait for {program}"), e))?;
     let told = String::from_utf8_lossy(&output).trim().to_owned();
     match status.success() {
         true if verb == "get" => match serde_json::from_str(&told) {
@@ -278,6 +273,35 @@ fn call(helper: &str, verb: &str, input: &str) -> Result<Option<Value>, CliError
         false if told.contains("credentials not found") => Ok(None),
         false => Err(failed(told.lines().next().unwrap_or("it failed").chars().take(200).collect())),
     }
+}
+
+/// Gives a program its input and waits for its end, at most so long; what it said up to the bound on answers.
+fn run(mut command: Command, input: &str, most: Duration) -> io::Result<(ExitStatus, Vec<u8>)> {
+    let deadline = Instant::now() + most;
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()?;
+    let (stdin, stdout, input) = (child.stdin.take(), child.stdout.take(), input.to_owned());
+    let (sender, receiver) = mpsc::channel();
+    // A thread of its own, as a program may neither read nor write nor end. It is left behind with such a one.
+    std::thread::spawn(move || {
+        if let Some(mut stdin) = stdin {
+            // One that does not read its input says itself what it lacks.
+            stdin.write_all(input.as_bytes()).ok();
+        }
+        let mut output = Vec::new();
+        let read = stdout.map_or(Ok(0), |stdout| stdout.take(MOST_BYTES).read_to_end(&mut output));
+        sender.send(read.map(|_| output)).ok();
+    });
+    let left = || deadline.saturating_duration_since(Instant::now());
+    let said = receiver.recv_timeout(left());
+    while said.is_ok() && !left().is_zero() {
+        if let Some(status) = child.try_wait()? {
+            return Ok((status, said.unwrap_or_else(|_| Ok(Vec::new()))?));
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.kill()?;
+    child.wait()?;
+    Err(io::ErrorKind::TimedOut.into())
 }
 
 #[cfg(test)]
@@ -360,6 +384,24 @@ mod tests {
         }
         let absent = call("surely-not-installed", "get", "x").unwrap_err().to_string();
         assert!(absent.contains("docker-credential-surely-not-installed"), "{absent}");
+    }
+
+    #[test]
+    fn a_helper_is_not_waited_for_without_end_nor_read_without_bound() {
+        let sh = |script: &str, input: &str, seconds| {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]);
+            run(command, input, Duration::from_secs_f64(seconds))
+        };
+        let (status, output) = sh("read -r line; echo \"got $line\"; exit 3", "x\n", 30.0).unwrap();
+        assert_eq!((status.code(), output.as_slice()), (Some(3), &b"got x\n"[..]));
+        for script in ["exec sleep 100", "exec >&-; exec sleep 100", "while :; do :; done"] {
+            let began = Instant::now();
+            assert_eq!(sh(script, "", 0.3).unwrap_err().kind(), io::ErrorKind::TimedOut, "{script}");
+            assert!(began.elapsed() < Duration::from_secs(20), "{script}");
+        }
+        let (_, flood) = sh("exec yes 2>/dev/null", "", 30.0).unwrap();
+        assert_eq!(flood.len() as u64, MOST_BYTES);
     }
 
     #[test]
