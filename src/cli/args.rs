@@ -367,7 +367,8 @@ pub enum ImageCommand {
 #[derive(Debug, Args)]
 #[allow(missing_docs)]
 pub struct PullArgs {
-    /// User and password for the registry [default: what `aril login` kept]
+    /// User and password for the registry; every user of this machine can see them while it runs
+    /// [default: what `aril login` kept]
     #[arg(long, value_name = "USER:PASSWORD", value_parser = credentials::parse)]
     pub creds: Option<credentials::Login>,
     /// Print the ids alone and show no progress

@@ -16,7 +16,10 @@ use crate::api::node::{
     LayerProgress, PullImageRequest, PullImageResponse, PullProgress, PulledImage, RegistryLogin, layer_progress,
     pull_image_response, pull_progress,
 };
-use crate::image::{Credentials, Image, LayerState, Phase, Progress, PullError, Pulling, Reference, RegistryErrorKind};
+use crate::image::{
+    Credentials, Image, ImageError, LayerState, Phase, Progress, PullError, Pulling, Reference, RegistryErrorKind,
+    UnpackError,
+};
 use crate::node::Node;
 
 /// Messages to a client that may wait. Progress that it is too slow for is passed over.
@@ -85,7 +88,7 @@ async fn watch(
                 if changed.is_err() {
                     return end.await;
                 }
-                let body = message(&progress.borrow_and_update()).map(pull_image_response::Body::Progress);
+                let body = Some(pull_image_response::Body::Progress(message(&progress.borrow_and_update())));
                 // A client that does not keep up gets the next state.
                 sender.try_send(Ok(PullImageResponse { body })).ok();
             }
@@ -93,7 +96,7 @@ async fn watch(
     }
 }
 
-fn message(progress: &Progress) -> Option<PullProgress> {
+fn message(progress: &Progress) -> PullProgress {
     let phase = match progress.phase {
         Phase::Resolving => pull_progress::Phase::Resolving,
         Phase::Layers => pull_progress::Phase::Layers,
@@ -111,7 +114,7 @@ fn message(progress: &Progress) -> Option<PullProgress> {
         done_bytes: layer.done_bytes,
         total_bytes: layer.total_bytes,
     };
-    Some(PullProgress { phase: phase.into(), layers: progress.layers.iter().map(layer).collect() })
+    PullProgress { phase: phase.into(), layers: progress.layers.iter().map(layer).collect() }
 }
 
 fn pulled(image: &Image, reference: &Reference) -> PulledImage {
@@ -155,11 +158,58 @@ fn code(error: &PullError) -> Code {
             | RegistryErrorKind::NoRanges => Code::FailedPrecondition,
             RegistryErrorKind::Mismatch => Code::DataLoss,
         },
+        PullError::Image(e) if is_damaged(e) => Code::DataLoss,
         PullError::Image(e) => match super::error::import(e).code() {
             // The request was right; what the registry gave is not.
             Code::InvalidArgument => Code::FailedPrecondition,
             code => code,
         },
         PullError::Died => Code::Internal,
+    }
+}
+
+/// Whether what came is not what its digest or size promised.
+fn is_damaged(error: &ImageError) -> bool {
+    matches!(
+        error,
+        ImageError::DigestMismatch { .. }
+            | ImageError::SizeMismatch { .. }
+            | ImageError::Unpack { source: UnpackError::Mismatch { .. } | UnpackError::Damaged { .. }, .. }
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn a_bad_image_is_told_apart_from_a_full_disk() {
+        let unpack = |source| PullError::Image(Arc::new(ImageError::Unpack { layer: "l".to_owned(), source }));
+        for (error, expected) in [
+            (unpack(UnpackError::DiskFull { path: "/x".into() }), Code::ResourceExhausted),
+            (unpack(UnpackError::Damaged { reason: "cut short".to_owned() }), Code::DataLoss),
+            (unpack(UnpackError::Entry { entry: "../x".to_owned(), reason: "it leads out" }), Code::FailedPrecondition),
+            (PullError::Died, Code::Internal),
+        ] {
+            for caller in [Caller::Kubelet, Caller::Person] {
+                let status = status("busybox", &error, caller);
+                assert_eq!(status.code(), expected);
+                assert!(status.message().starts_with("pull busybox: "), "{status}");
+            }
+        }
+    }
+
+    #[test]
+    fn progress_is_passed_on_as_it_is() {
+        let digest: crate::id::Digest = format!("sha256:{}", "a".repeat(64)).parse().unwrap();
+        let layer =
+            |state| crate::image::LayerProgress { digest: digest.clone(), state, done_bytes: 1, total_bytes: 2 };
+        let states = [LayerState::Waiting, LayerState::Downloading, LayerState::Unpacked, LayerState::Present];
+        let told = message(&Progress { phase: Phase::Layers, layers: states.map(layer).to_vec() });
+        assert_eq!(told.phase(), pull_progress::Phase::Layers);
+        assert_eq!(told.layers.iter().map(LayerProgress::state).map(|s| s as i32).collect::<Vec<_>>(), [0, 1, 2, 3]);
+        assert_eq!((told.layers[1].done_bytes, told.layers[1].total_bytes), (1, 2));
     }
 }

@@ -61,7 +61,7 @@ fn run_tells_why_it_did_not() {
     for (arguments, code, word) in [
         (vec!["run", "--rm", "busybox", "/no/such"], 127, "/no/such"),
         (vec!["run", "--rm", "busybox", "/etc/passwd"], 126, "/etc/passwd"),
-        (vec!["run", "--rm", "no-such-image", "true"], 125, "no-such-image"),
+        (vec!["run", "--rm", "--pull", "never", "no-such-image", "true"], 125, "no-such-image"),
     ] {
         let output = aril(&node, &arguments);
         let told = text(&output.stderr);

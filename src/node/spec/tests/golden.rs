@@ -7,8 +7,9 @@
 use std::fs;
 use std::path::PathBuf;
 
-use super::{Case, strings};
+use super::{Case, ImageVolume, strings};
 use crate::api::cri::{self, NamespaceMode, security_profile::ProfileType};
+use crate::id::Digest;
 
 /// Compares with `golden/<name>.json` (the OCI spec) and `golden/<name>.plan` (sandbox and container).
 fn check(name: &str, case: &Case) {
@@ -168,7 +169,15 @@ fn volumes() {
         volume("/run/shm", "/dev/shm"),
         volume("/etc/resolv.conf", "/etc/resolv.conf"),
         volume("/var/lib/lxcfs/meminfo", "/proc/meminfo"),
+        cri::Mount {
+            image: Some(cri::ImageSpec { image: "data:1".to_owned(), ..Default::default() }),
+            image_sub_path: "models/small".to_owned(),
+            readonly: true,
+            ..volume("", "/models")
+        },
     ];
+    let layers = strings(&["/layers/data/fs", "/empty"]);
+    case.image_volumes = vec![ImageVolume { mount: 11, id: Digest::sha256([0xda; 32]), layers }];
     case.config.devices = vec![cri::Device { host_path: "/dev/fuse".to_owned(), ..Default::default() }];
     check("volumes", &case);
 }
