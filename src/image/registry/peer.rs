@@ -32,6 +32,8 @@ const BUFFER: usize = 128 << 10;
 /// Bytes of a refusal's body that are read to explain it, and how long that may take.
 const REFUSAL_BYTES: usize = 16 << 10;
 const REFUSAL_TIME: Duration = Duration::from_secs(5);
+/// How many stretches of the no-progress time a document may take in all, if it comes drop by drop.
+const DOCUMENT_STRETCHES: u32 = 3;
 /// Bytes of an address we are sent to.
 const URI_BYTES: usize = 16 << 10;
 
@@ -195,7 +197,7 @@ impl Peer {
         Ok(next)
     }
 
-    /// Reads a body to its end, up to `most` bytes.
+    /// Reads a document to its end: up to `most` bytes, in a time in which even a slow line brings one.
     pub async fn body(&self, answer: Answer, what: &str, most: u64) -> Result<Bytes, RegistryError> {
         let Answer { response, from, .. } = answer;
         let too_large = || {
@@ -210,10 +212,12 @@ impl Peer {
         }
         let mut body = response.into_body();
         let mut all = BytesMut::new();
+        let deadline = tokio::time::Instant::now() + DOCUMENT_STRETCHES * self.patience;
         loop {
-            let frame = tokio::time::timeout(self.patience, body.frame()).await.map_err(|_| {
-                let waited = self.patience.as_secs_f32();
-                RegistryError::new(Kind::Unavailable, format!("{from} stopped sending {what} for {waited} s"))
+            let until = deadline.min(tokio::time::Instant::now() + self.patience);
+            let frame = tokio::time::timeout_at(until, body.frame()).await.map_err(|_| {
+                let text = format!("{from} sent {} bytes of {what} and is too slow with the rest", all.len());
+                RegistryError::new(Kind::Unavailable, text)
             })?;
             match frame {
                 None => return Ok(all.freeze()),
@@ -370,7 +374,13 @@ fn unconnected(name: &str, what: &str, error: &ConnectError) -> RegistryError {
             Kind::Unavailable
         }
     };
-    RegistryError::new(kind, format!("connect to {name} for {what}: {error}"))
+    let advice = match error {
+        ConnectError::Timeout(_) | ConnectError::Tcp(_) => {
+            "; check the name, the network, and whether the registry is up"
+        }
+        _ => "",
+    };
+    RegistryError::new(kind, format!("connect to {name} for {what}: {error}{advice}"))
 }
 
 /// The error of a connection that broke while an answer was on its way.

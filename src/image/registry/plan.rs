@@ -14,7 +14,7 @@ const LAST: u32 = 5;
 /// Failed attempts over all hosts, those after which something had come included.
 const TOTAL: u32 = 40;
 /// Bytes that must have come since the last failure for it not to count.
-const PROGRESS: u64 = 1 << 20;
+const PROGRESS: u64 = 256 << 10;
 /// The first pause; each further one is twice as long, up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);

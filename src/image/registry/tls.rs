@@ -32,8 +32,7 @@ pub(super) struct Roots(Mutex<Option<(Instant, Arc<RootCertStore>)>>);
 impl Roots {
     fn get(&self) -> Arc<RootCertStore> {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((read, store)) = kept.as_ref().filter(|(read, _)| read.elapsed() < ROOTS_LAST) {
-            let _: &Instant = read;
+        if let Some((_, store)) = kept.as_ref().filter(|(read, _)| read.elapsed() < ROOTS_LAST) {
             return Arc::clone(store);
         }
         let mut store = RootCertStore::empty();

@@ -185,3 +185,15 @@ async fn a_server_that_never_answers_is_given_up() {
     let text = fails(repository.resolve().await, RegistryErrorKind::Unavailable, &["no answer", "1.5 s"]);
     assert!(text.contains(&registry.host()), "{text}");
 }
+
+/// Each drop comes in time, the whole never would.
+#[tokio::test]
+async fn documents_that_come_drop_by_drop_are_given_up() {
+    let (home, (registry, _, _)) = (Home::new(), registry());
+    registry.misbehave("GET", "/manifests/", 1000, Misdeed::Trickle(1, Duration::from_millis(120)));
+    let settings = RegistrySettings { progress_timeout: Duration::from_millis(250), ..settings(&home.directory) };
+    let reference = format!("{}/a:1", registry.host()).parse().unwrap();
+    let repository = RegistryClient::new(settings).open(&reference, &Credentials::anonymous()).await.unwrap();
+    fails(repository.manifest().await, RegistryErrorKind::Unavailable, &[&registry.host(), "too slow"]);
+    assert_eq!(registry.requests().len(), 5);
+}
