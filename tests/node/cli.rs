@@ -137,30 +137,33 @@ fn a_detached_container_is_listed_asked_stopped_and_removed() {
 }
 
 /// What is on the other side of `aril`'s terminal: a person.
-struct Person {
+pub struct Person {
     terminal: OwnedFd,
     /// Keeps the terminal's settings to look at after the command has ended.
-    side: OwnedFd,
+    pub side: OwnedFd,
     aril: std::process::Child,
     seen: String,
 }
 
 impl Person {
     fn sits_down(node: &TestNode, arguments: &[&str]) -> Self {
+        Self::runs(&mut node.aril(arguments.iter().copied()))
+    }
+
+    pub fn runs(command: &mut Command) -> Self {
         let size = nix::pty::Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
         let pty = nix::pty::openpty(&size, None).unwrap();
         let side = || Stdio::from(pty.slave.try_clone().unwrap());
-        let mut command = node.aril(arguments.iter().copied());
         let aril = command.stdin(side()).stdout(side()).stderr(side()).spawn().unwrap();
         Self { terminal: pty.master, side: pty.slave, aril, seen: String::new() }
     }
 
-    fn types(&self, keys: &str) {
+    pub fn types(&self, keys: &str) {
         assert_eq!(nix::unistd::write(&self.terminal, keys.as_bytes()).unwrap(), keys.len());
     }
 
-    /// Waits for the text, and forgets all before its end.
-    fn sees(&mut self, text: &str) {
+    /// Waits for the text, and forgets all before its end; what came before it.
+    pub fn sees(&mut self, text: &str) -> String {
         let end = Instant::now() + PATIENCE;
         while !self.seen.contains(text) {
             let mut ready = [PollFd::new(self.terminal.as_fd(), PollFlags::POLLIN)];
@@ -171,7 +174,9 @@ impl Person {
                 self.seen.push_str(&String::from_utf8_lossy(&buffer[..n]));
             }
         }
-        self.seen = self.seen.split_off(self.seen.find(text).unwrap() + text.len());
+        let rest = self.seen.split_off(self.seen.find(text).unwrap() + text.len());
+        let seen = std::mem::replace(&mut self.seen, rest);
+        seen[..seen.len() - text.len()].to_owned()
     }
 
     fn resizes(&self, rows: u16, cols: u16) {
@@ -180,7 +185,7 @@ impl Person {
         kill(i32::try_from(self.aril.id()).unwrap(), Signal::SIGWINCH);
     }
 
-    fn leaves(mut self, before: &Termios) -> Option<i32> {
+    pub fn leaves(mut self, before: &Termios) -> Option<i32> {
         let status = wait_for("the end of the command", PATIENCE, || self.aril.try_wait().unwrap());
         assert_eq!(tcgetattr(&self.side).unwrap(), *before, "the terminal is left as it was found");
         status.code()

@@ -19,7 +19,7 @@ fn start() -> TestNode {
 }
 
 /// A registry in the node's network that the daemon speaks plain HTTP to.
-fn registry(node: &TestNode) -> Registry {
+pub fn registry(node: &TestNode) -> Registry {
     let registry = node.in_network(Registry::start);
     trust(node, &registry);
     registry
@@ -32,7 +32,7 @@ fn trust(node: &TestNode, registry: &Registry) {
 }
 
 /// Serves an image with one layer of a file with this content; gives its reference.
-fn image(registry: &Registry, name: &str, content: &[u8]) -> String {
+pub fn image(registry: &Registry, name: &str, content: &[u8]) -> String {
     let layer = layer(&[Entry::File("file", 0o644, content)]);
     let diff_id = crate::support::registry::digest_of(&layer);
     let config = json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": [diff_id]}});
@@ -41,7 +41,7 @@ fn image(registry: &Registry, name: &str, content: &[u8]) -> String {
 }
 
 /// The digest of the image's only layer, as it is asked for.
-fn layer_of(content: &[u8]) -> String {
+pub fn layer_of(content: &[u8]) -> String {
     crate::support::registry::digest_of(&layer(&[Entry::File("file", 0o644, content)]))
 }
 

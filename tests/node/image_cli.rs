@@ -5,8 +5,12 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output, Stdio};
 
+use nix::sys::termios::tcgetattr;
 use serde_json::Value;
 
+use crate::cli::Person;
+use crate::hostile_registry::{image, layer_of, registry};
+use crate::support::registry::Misdeed;
 use crate::support::{DockerRegistry, Entry, Manner, PASSWORD, TestNode, USER, layer};
 
 const REPOSITORY: &str = "gcr.io/k8s-staging-cri-tools";
@@ -233,5 +237,36 @@ fn damage_on_the_disk_is_found() {
     assert!(output.status.code() == Some(1) && error.contains("1 of 1 images damaged"), "{error}");
     assert!(told.contains("damaged") && told.contains("marks/test-1"), "{told}");
     assert!(fails(&node, &["image", "verify", "nothing"]).1.contains("nothing"));
+    node.finish();
+}
+
+#[test]
+fn a_person_watches_a_pull_and_logs_in() {
+    let node = TestNode::start();
+    let registry = registry(&node);
+    let content = vec![1; 300_000];
+    let name = image(&registry, "watched", &content);
+    let blob = format!("/blobs/{}", layer_of(&content));
+    registry.misbehave("GET", &blob, 1, Misdeed::Trickle(15_000, std::time::Duration::from_millis(100)));
+    let mut person = Person::runs(at_home(&node, &mut node.aril(["pull", name.as_str()])));
+    let before = tcgetattr(&person.side).unwrap();
+    person.sees("0 of 1 layers");
+    // A bar that grows.
+    person.sees("[=");
+    person.sees(" KiB / 294");
+    person.sees(&format!("{name} ("));
+    assert_eq!(person.leaves(&before), Some(0));
+
+    let mut command = node.aril(["login", "quay.io"]);
+    let mut person = Person::runs(at_home(&node, &mut command));
+    person.sees("User at quay.io: ");
+    person.types("somebody\r");
+    person.sees("Password: ");
+    person.types("hush-hush\r");
+    let shown = person.sees("kept the password of somebody for quay.io");
+    assert!(!shown.contains("hush"), "{shown:?}");
+    assert_eq!(person.leaves(&before), Some(0));
+    let kept = fs::read_to_string(node.path("home/.docker/config.json")).unwrap();
+    assert!(kept.contains("quay.io") && !kept.contains("hush"), "it is encoded: {kept}");
     node.finish();
 }
