@@ -14,6 +14,7 @@ use super::layers::Layers;
 use super::limits::Limits;
 use super::record::ImageRecord;
 use super::reference::Reference;
+use super::unpack::Occupied;
 use crate::disk;
 use crate::id::Digest;
 
@@ -60,6 +61,8 @@ pub(super) struct Inner {
     pub limits: Limits,
     pub layers: Arc<Layers>,
     images: Mutex<Images>,
+    /// What the records and the two directories occupy, counted when they change.
+    books: Mutex<Occupied>,
     /// Held while records change on disk. Never taken by lookups.
     writer: Mutex<()>,
 }
@@ -127,6 +130,7 @@ impl Store {
             limits,
             layers,
             images: Mutex::default(),
+            books: Mutex::default(),
             writer: Mutex::default(),
         };
         inner.load()?;
@@ -179,6 +183,7 @@ impl Store {
         }
         self.inner.sync_images()?;
         self.inner.layers.drop_unused(&image.layers, &self.inner.used_by_images());
+        self.inner.count();
         Ok(true)
     }
 
@@ -194,18 +199,11 @@ impl Store {
         Ok(ids.iter().filter_map(|id| images.by_id.get(id).cloned()).collect())
     }
 
-    /// What the store occupies, from the books: no tree is walked.
+    /// What the store occupies, from the books: nothing on disk is looked at.
     #[must_use]
     pub fn usage(&self) -> Usage {
-        let layers = self.inner.layers.occupied();
-        let (mut used_bytes, mut inodes_used) = (layers.bytes, layers.inodes);
-        let records = self.list().into_iter().map(|image| self.inner.record_path(&image.id));
-        for path in records.chain([self.inner.images_dir.clone(), self.inner.layers.dir().to_owned()]) {
-            if let Ok(data) = fs::symlink_metadata(path) {
-                used_bytes += data.blocks() * 512;
-                inodes_used += 1;
-            }
-        }
+        let (layers, records) = (self.inner.layers.occupied(), *lock(&self.inner.books));
+        let (used_bytes, inodes_used) = (layers.bytes + records.bytes, layers.inodes + records.inodes);
         Usage { used_bytes, inodes_used, mountpoint: self.inner.root.clone(), timestamp_ns: now() }
     }
 
@@ -227,6 +225,7 @@ impl Store {
     pub fn collect(&self) {
         let _writer = lock(&self.inner.writer);
         self.inner.layers.drop_unused(&self.inner.layers.keys(), &self.inner.used_by_images());
+        self.inner.count();
     }
 
     /// What a layer occupies; 0 if it is not there.
@@ -271,6 +270,20 @@ impl Inner {
         self.images().by_id.values().flat_map(|i| i.layers.iter().cloned()).collect()
     }
 
+    /// Counts what is beside the layers.
+    fn count(&self) {
+        let records: Vec<PathBuf> = self.images().by_id.keys().map(|id| self.record_path(id)).collect();
+        let dirs = [self.images_dir.clone(), self.layers.dir().to_owned()];
+        let mut books = Occupied::default();
+        for path in records.iter().chain(&dirs) {
+            if let Ok(data) = fs::symlink_metadata(path) {
+                books.bytes += data.blocks() * 512;
+                books.inodes += 1;
+            }
+        }
+        *lock(&self.books) = books;
+    }
+
     fn sync_images(&self) -> Result<(), StoreError> {
         let synced = fs::File::open(&self.images_dir).and_then(|dir| dir.sync_all());
         synced.map_err(|e| StoreError::io("sync", &self.images_dir, e))
@@ -308,6 +321,7 @@ impl Inner {
                 (None, Ok(image)) => self.show(image),
             }
         }
+        self.count();
         Ok(())
     }
 
@@ -366,6 +380,7 @@ impl Inner {
         record.write(&path).map_err(|e| StoreError::io("write", &path, e))?;
         self.take_tags(&record)?;
         self.show(image);
+        self.count();
         Ok(())
     }
 

@@ -22,6 +22,7 @@ mod lifecycle;
 mod logs;
 mod mounts;
 mod namespaces;
+mod power;
 mod process;
 mod pulls;
 mod resources;

@@ -136,7 +136,11 @@ impl Part {
     async fn bytes(mut self) -> Result<Vec<Bytes>, RegistryError> {
         match (&mut self.task).await {
             Ok(fetched) => fetched,
-            Err(died) => std::panic::resume_unwind(died.into_panic()),
+            Err(died) => match died.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime ends, and this task with it.
+                Err(_) => std::future::pending().await,
+            },
         }
     }
 }

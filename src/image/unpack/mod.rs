@@ -84,7 +84,7 @@ pub(super) fn unpack(
     let size = expected.blob.as_ref().map_or(u64::MAX, |(_, size)| *size);
     let (is_small, is_large) = (size < SMALL_BYTES, size >= LARGE_BYTES);
     let (mut blob, compressed) = Ahead::here(blob).tallied(u64::MAX);
-    if is_large && std::thread::available_parallelism().is_ok_and(|n| n.get() > 2) {
+    if is_large {
         blob = blob.onto_thread("hash-blob");
     }
     let plain = decompressed(blob).map_err(from_stream)?;

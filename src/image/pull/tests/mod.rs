@@ -363,3 +363,28 @@ async fn a_layer_that_comes_again_is_used_once() {
     assert!(image.size_bytes < 200_000);
     assert_eq!(bench.fake.transfers_of(&blob_digest(&x)), 1);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn directories_that_are_implied_alike_need_no_second_unpacking() {
+    let bench = bench();
+    let base = |mode| Layer::new().directory("usr", 0o755).directory("usr/share", mode).file("usr/a", b"a").build();
+    let implying = Layer::new().file("usr/share/x/y", b"y").file("opt/z", b"z").build();
+    bench.fake.serve("alike:1", &Layout::of(vec![base(0o755), implying.clone()]));
+    bench.fake.serve("other:1", &Layout::of(vec![base(0o700), implying.clone()]));
+    let alike = bench.pull("reg.example/alike:1").await.unwrap();
+    assert_eq!(alike.layers[0], implying.diff_id.hex());
+    assert_eq!(bench.fake.transfers_of(&blob_digest(&implying)), 1);
+    // The same layer, there already, where the directory below is another one.
+    let other = bench.pull("reg.example/other:1").await.unwrap();
+    assert_ne!(other.layers[0], implying.diff_id.hex());
+    let share = std::fs::metadata(bench.store.layer_path(&other.layers[0]).join("usr/share")).unwrap();
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&share.permissions()) & 0o777, 0o700);
+    assert_eq!(bench.fake.transfers_of(&blob_digest(&implying)), 2);
+    // And again after a restart, from what is written down.
+    drop((bench.puller, bench.store));
+    let store = Store::open(bench.dir.path()).unwrap();
+    store.remove("reg.example/other:1").unwrap();
+    let puller = Puller::of(store.clone(), Arc::new(Arc::clone(&bench.fake)));
+    let again = puller.pull("reg.example/other:1".parse().unwrap(), Credentials::anonymous()).finish().await.unwrap();
+    assert_eq!(again.layers, other.layers);
+}
