@@ -5,7 +5,7 @@
 pub struct Limits {
     /// Bytes of one index or manifest document.
     pub manifest_bytes: u64,
-    /// Bytes of one image configuration.
+    /// Bytes of one image configuration. Real ones have a few KiB; what is read of it stays in memory with the image.
     pub config_bytes: u64,
     /// Indexes inside indexes.
     pub index_depth: usize,
@@ -15,7 +15,8 @@ pub struct Limits {
     pub layers: usize,
     /// Files of the archive that holds the image.
     pub archive_entries: u64,
-    /// Entries of one layer.
+    /// Entries of one layer. What is remembered of each until the layer is whole is up to a hundred bytes, so this bounds
+    /// memory; large images of programming environments have some 300,000 files in all their layers.
     pub layer_entries: u64,
     /// Bytes of one layer after decompression, and of all its files together, holes included.
     pub layer_bytes: u64,
@@ -39,12 +40,12 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             manifest_bytes: 4 << 20,
-            config_bytes: 8 << 20,
+            config_bytes: 2 << 20,
             index_depth: 4,
             manifests: 1024,
             layers: 500,
             archive_entries: 100_000,
-            layer_entries: 4_000_000,
+            layer_entries: 1_000_000,
             layer_bytes: 256 << 30,
             path_bytes: 4096,
             path_depth: 256,

@@ -3,6 +3,7 @@
 //! Headers are taken apart by the `tar` crate; the walk is ours, because extended headers, long names and maps of
 //! sparse files must be bounded before they are read into memory. Formats: v7, ustar, GNU, pax.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read};
 
 use tar::{EntryType, GnuExtSparseHeader, Header};
@@ -60,7 +61,7 @@ pub(in crate::image) struct Entry {
     /// Bytes of content in the stream; of files only.
     pub size: u64,
     pub device: (u32, u32),
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     pub sparse: Option<Sparse>,
 }
 
@@ -232,7 +233,7 @@ impl<'a, R: Source> Entries<'a, R> {
         if self.seen > self.most_entries {
             return Err(UnpackError::Limit { what: "entries", limit: self.most_entries });
         }
-        let Extra { pax, long_path, long_link, .. } = extra;
+        let Extra { mut pax, long_path, long_link, .. } = extra;
         let plain_path = || header.path_bytes().into_owned();
         let path = pax.path.clone().or(long_path).unwrap_or_else(plain_path);
         let kind = kind(header, &path);
@@ -259,7 +260,7 @@ impl<'a, R: Source> Entries<'a, R> {
             size: self.remaining,
             device: if is_device { device(header)? } else { (0, 0) },
             sparse: None,
-            xattrs: pax.xattrs.clone(),
+            xattrs: std::mem::take(&mut pax.xattrs),
             path,
         };
         if kind == Kind::File {

@@ -115,6 +115,7 @@ pub(super) fn unpack(
 fn put_all<R: Source>(entries: &mut Entries<'_, R>, tree: &mut Tree<'_>, limits: &Limits) -> Result<(), UnpackError> {
     let mut buffer = vec![0; BUFFER_BYTES];
     while let Some(entry) = entries.next()? {
+        tree.charge(entry.xattrs.len() as u64)?;
         let path = normalise(&entry.path, limits).map_err(|reason| refuse(&entry.path, reason))?;
         match classify(&path).map_err(|reason| refuse(&entry.path, reason))? {
             Target::Root => tree.put_root(&entry)?,

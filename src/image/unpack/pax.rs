@@ -1,7 +1,12 @@
 //! Extended headers of the pax format: `LENGTH KEY=VALUE\n`, where values may hold any byte.
 
+use std::collections::BTreeMap;
+
 use super::UnpackError;
 use super::entries::damaged;
+
+/// Extended attributes of one entry. File systems hold far less: ext4 a block of them, Linux 64 KiB of names.
+const MOST_XATTRS: usize = 1024;
 
 /// What one extended header says about the entry after it.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -13,7 +18,7 @@ pub(super) struct Pax {
     pub gid: Option<u64>,
     /// Seconds and nanoseconds.
     pub mtime: Option<(i64, i64)>,
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     pub sparse: SparsePax,
 }
 
@@ -57,8 +62,11 @@ impl Pax {
             }
             _ => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
-                    self.xattrs.retain(|(known, _)| known != name);
-                    self.xattrs.push((name.to_vec(), value.to_vec()));
+                    self.xattrs.insert(name.to_vec(), value.to_vec());
+                    if self.xattrs.len() > MOST_XATTRS {
+                        let limit = MOST_XATTRS as u64;
+                        return Err(UnpackError::Limit { what: "extended attributes on one entry", limit });
+                    }
                 }
             }
         }
@@ -118,8 +126,20 @@ mod tests {
     fn records_are_read_whatever_bytes_they_hold() {
         let parsed = pax(b"10 path=a\n28 SCHILY.xattr.user.x=\n\0=\xff\n21 mtime=-1.25000000\n").unwrap();
         assert_eq!(parsed.path.as_deref(), Some(b"a".as_slice()));
-        assert_eq!(parsed.xattrs, [(b"user.x".to_vec(), b"\n\0=\xff".to_vec())]);
+        assert_eq!(parsed.xattrs, BTreeMap::from([(b"user.x".to_vec(), b"\n\0=\xff".to_vec())]));
         assert_eq!(parsed.mtime, Some((-2, 750_000_000)));
+    }
+
+    #[test]
+    fn attributes_are_counted_by_name_and_bounded() {
+        let records = |count: usize| -> Vec<u8> {
+            (0..count).flat_map(|n| format!("27 SCHILY.xattr.user.{n:04}=\n").into_bytes()).collect()
+        };
+        let (most, mut twice) = (records(MOST_XATTRS), records(MOST_XATTRS));
+        twice.extend_from_slice(&most);
+        assert_eq!(pax(&twice).unwrap().xattrs.len(), MOST_XATTRS);
+        let error = pax(&records(MOST_XATTRS + 1)).unwrap_err().to_string();
+        assert!(error.contains("1024 extended attributes"), "{error}");
     }
 
     #[test]
