@@ -63,10 +63,12 @@ impl Reference {
         self.digest.as_ref()
     }
 
-    /// As CRI's `repo_tags` has it: `docker.io/library/busybox:latest`; none if only a digest was given.
+    /// As CRI's `repo_tags` has it: `docker.io/library/busybox:latest`; none if a digest was given, which wins over a tag:
+    /// what a pinned image is called elsewhere must not move this machine's own names.
     #[must_use]
     pub fn tagged(&self) -> Option<String> {
-        self.tag.as_ref().map(|tag| format!("{}:{tag}", self.name()))
+        let tag = self.tag.as_ref().filter(|_| self.digest.is_none());
+        tag.map(|tag| format!("{}:{tag}", self.name()))
     }
 
     /// As CRI's `repo_digests` has it.
@@ -224,11 +226,11 @@ mod tests {
     }
 
     #[test]
-    fn a_digest_keeps_the_tag_but_adds_none() {
+    fn a_digest_keeps_the_tag_in_the_text_but_names_nothing_by_it() {
         let digest = format!("sha256:{}", "ab".repeat(32));
         assert_eq!(normal(&format!("busybox@{digest}")), format!("docker.io/library/busybox@{digest}"));
         let both: Reference = format!("busybox:1@{digest}").parse().unwrap();
-        assert_eq!(both.tagged().unwrap(), "docker.io/library/busybox:1");
+        assert_eq!((both.tagged(), both.tag()), (None, Some("1")));
         assert_eq!(both.digest().unwrap().as_str(), digest);
     }
 
