@@ -8,8 +8,13 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use crate::id::Digest;
+
+/// Items of one list or map: each takes many times its size in the document, for as long as the image is there. A
+/// process starts with 6 MiB of arguments and variables at most, real images have dozens.
+const MOST_ITEMS: usize = 10_000;
 
 /// The parts of the configuration a container is made from; empty means not given.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -67,7 +72,7 @@ struct Settings {
     cmd: Option<Vec<String>>,
     working_dir: Option<String>,
     stop_signal: Option<String>,
-    volumes: Option<BTreeMap<String, serde_json::Value>>,
+    volumes: Option<BTreeMap<String, IgnoredAny>>,
     labels: Option<BTreeMap<String, String>>,
 }
 
@@ -86,6 +91,18 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Parsed, String> {
 }
 
 fn settings(settings: Settings) -> Result<ImageConfig, String> {
+    let length = |list: &Option<Vec<String>>| list.as_ref().map_or(0, Vec::len);
+    for (field, items) in [
+        ("Env", length(&settings.env)),
+        ("Entrypoint", length(&settings.entrypoint)),
+        ("Cmd", length(&settings.cmd)),
+        ("Volumes", settings.volumes.as_ref().map_or(0, BTreeMap::len)),
+        ("Labels", settings.labels.as_ref().map_or(0, BTreeMap::len)),
+    ] {
+        if items > MOST_ITEMS {
+            return Err(format!("{field} has {items} items, more than the {MOST_ITEMS} that are accepted"));
+        }
+    }
     Ok(ImageConfig {
         user: plain("User", settings.user.unwrap_or_default())?,
         env: settings.env.unwrap_or_default().into_iter().map(variable).collect::<Result<_, _>>()?,
@@ -158,6 +175,14 @@ mod tests {
     fn an_empty_configuration_is_fine() {
         assert_eq!(parse(document("null").as_bytes()).unwrap().config, ImageConfig::default());
         assert_eq!(parse(document("{}").as_bytes()).unwrap().config, ImageConfig::default());
+    }
+
+    #[test]
+    fn endless_lists_are_refused() {
+        let words = |count: usize| format!(r#"{{"Cmd":[{}""]}}"#, r#""","#.repeat(count));
+        assert_eq!(parse(document(&words(MOST_ITEMS - 1)).as_bytes()).unwrap().config.cmd.len(), MOST_ITEMS);
+        let reason = parse(document(&words(MOST_ITEMS)).as_bytes()).unwrap_err();
+        assert!(reason.contains("Cmd has 10001 items"), "{reason}");
     }
 
     #[test]

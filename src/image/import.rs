@@ -3,14 +3,14 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
 use super::archive::Archive;
 use super::config::{self, Parsed};
 use super::error::ImageError;
 use super::limits::Limits;
-use super::manifest::{self, Descriptor, DockerImage, Document, Platform};
+use super::manifest::{self, Descriptor, DockerImage, Document, Offers, Platform};
 use super::record::{ImageRecord, LayerOfImage};
 use super::reference::Reference;
 use super::stack;
@@ -24,7 +24,7 @@ pub(super) struct Found {
     pub id: Digest,
     /// Of what its names mean, a manifest or an index; none in archives of `docker save`.
     pub digest: Option<Digest>,
-    manifest: Option<Value>,
+    manifest: Option<Box<RawValue>>,
     config: Vec<u8>,
     /// Lowest first.
     pub layers: Vec<FoundLayer>,
@@ -98,7 +98,7 @@ impl Finder<'_> {
             return Err(malformed("index.json", "it is a manifest, not an index".to_owned()));
         };
         let mut images: Vec<Found> = Vec::new();
-        let mut offered = BTreeSet::new();
+        let mut offered = Offers::default();
         for entry in entries.iter().filter(|e| !e.is_attestation()) {
             let Some(mut image) = self.resolve(entry, 0, &mut offered)? else {
                 continue;
@@ -111,23 +111,17 @@ impl Finder<'_> {
             }
         }
         if images.is_empty() {
-            let offered = if offered.is_empty() { vec!["nothing".to_owned()] } else { offered.into_iter().collect() };
-            return Err(ImageError::Platform { wanted: self.host.to_string(), offered });
+            return Err(ImageError::Platform { wanted: self.host.to_string(), offered: offered.into_list() });
         }
         Ok(images)
     }
 
     /// Follows a descriptor to the image for this machine; none if it has none.
-    fn resolve(
-        &mut self,
-        entry: &Descriptor,
-        depth: usize,
-        offered: &mut BTreeSet<String>,
-    ) -> Result<Option<Found>, ImageError> {
+    fn resolve(&mut self, entry: &Descriptor, depth: usize, offered: &mut Offers) -> Result<Option<Found>, ImageError> {
         if let Some(platform) = &entry.platform
             && !platform.suits(&self.host)
         {
-            offered.insert(platform.to_string());
+            offered.add(&platform.to_string());
             return Ok(None);
         }
         self.manifests += 1;
@@ -159,20 +153,20 @@ impl Finder<'_> {
     fn image(
         &self,
         name: &str,
-        manifest: Value,
+        manifest: Box<RawValue>,
         config: &Descriptor,
         layers: &[Descriptor],
-        offered: &mut BTreeSet<String>,
+        offered: &mut Offers,
     ) -> Result<Option<Found>, ImageError> {
         if let Some(artifact) = config.artifact() {
-            offered.insert(artifact);
+            offered.add(&artifact);
             return Ok(None);
         }
         let bytes = self.verified(config, self.limits.config_bytes)?;
         match assemble(self.limits, &self.host, name, manifest, (&config.digest, bytes), layers)? {
             Ok(found) => Ok(Some(found)),
             Err(Offered(platform)) => {
-                offered.insert(platform);
+                offered.add(&platform);
                 Ok(None)
             }
         }
@@ -202,8 +196,9 @@ impl Finder<'_> {
         }
         let parsed = config::parse(&bytes).map_err(|r| malformed(&format!("configuration {name}"), r))?;
         if !suits(&self.host, &parsed) {
-            let offered = vec![format!("{}/{}", parsed.os, parsed.architecture)];
-            return Err(ImageError::Platform { wanted: self.host.to_string(), offered });
+            let mut offered = Offers::default();
+            offered.add(&format!("{}/{}", parsed.os, parsed.architecture));
+            return Err(ImageError::Platform { wanted: self.host.to_string(), offered: offered.into_list() });
         }
         count_layers(self.limits, "manifest.json", entry.layers.len(), &parsed)?;
         let layer = |(blob, diff_id)| FoundLayer { blob, expected: Expected { blob: None, diff_id } };
@@ -236,7 +231,7 @@ pub(super) fn assemble(
     limits: &Limits,
     host: &Platform,
     name: &str,
-    manifest: Value,
+    manifest: Box<RawValue>,
     (id, config): (&Digest, Vec<u8>),
     layers: &[Descriptor],
 ) -> Result<Result<Found, Offered>, ImageError> {

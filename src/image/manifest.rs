@@ -3,9 +3,10 @@
 //! Each is read strictly: a document that could be taken for two kinds, a digest that is none, a size below
 //! zero, a kind that differs from what its descriptor announced, are refused (CVE-2021-41190, CVE-2026-95839).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use crate::id::Digest;
 
@@ -71,6 +72,43 @@ impl Platform {
     }
 }
 
+/// Names told of what an image is for instead of this machine.
+const MOST_OFFERS: usize = 16;
+/// Characters told of one.
+const OFFER_CHARS: usize = 64;
+
+/// What there is instead of an image for this machine: a stranger's words in a message for people, so few, short and
+/// printable.
+#[derive(Debug, Default)]
+pub(super) struct Offers {
+    names: BTreeSet<String>,
+    has_more: bool,
+}
+
+impl Offers {
+    pub fn add(&mut self, name: &str) {
+        let printable = |c: char| if c.is_ascii_graphic() || c == ' ' { c } else { '?' };
+        let name: String = name.chars().take(OFFER_CHARS).map(printable).collect();
+        if self.names.len() < MOST_OFFERS {
+            self.names.insert(name);
+        } else {
+            self.has_more |= !self.names.contains(&name);
+        }
+    }
+
+    /// For a sentence; never empty.
+    pub fn into_list(self) -> Vec<String> {
+        let mut list: Vec<String> = self.names.into_iter().collect();
+        if list.is_empty() {
+            list.push("nothing".to_owned());
+        }
+        if self.has_more {
+            list.push("and others".to_owned());
+        }
+        list
+    }
+}
+
 impl std::fmt::Display for Platform {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}", self.os, self.architecture)?;
@@ -96,7 +134,7 @@ struct Raw {
     config: Option<Descriptor>,
     layers: Option<Vec<Descriptor>>,
     /// Only in documents of the first schema, which nobody should still make.
-    fs_layers: Option<serde_json::Value>,
+    fs_layers: Option<IgnoredAny>,
 }
 
 /// Reads an index or a manifest. `announced` is the media type its descriptor gave, empty if none did.
@@ -246,6 +284,20 @@ mod tests {
         }
         let negative = descriptor().replace(":3}", ":-3}");
         assert!(parse(format!(r#"{{"schemaVersion":2,"manifests":[{negative}]}}"#).as_bytes(), "").is_err());
+    }
+
+    #[test]
+    fn what_is_offered_is_told_in_few_printable_words() {
+        let mut offers = Offers::default();
+        assert_eq!(Offers::default().into_list(), ["nothing"]);
+        offers.add("linux/\u{1b}[2J\n\u{202e}x");
+        offers.add(&"a".repeat(1 << 20));
+        for number in 0..1000 {
+            offers.add(&format!("b{number:04}"));
+        }
+        let list = offers.into_list();
+        assert_eq!((list.len(), list[16].as_str()), (17, "and others"));
+        assert_eq!((list[0].as_str(), list[15].as_str()), ("a".repeat(64).as_str(), "linux/?[2J??x"));
     }
 
     #[test]

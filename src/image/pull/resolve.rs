@@ -8,7 +8,7 @@ use crate::id::Digest;
 use crate::image::error::ImageError;
 use crate::image::import::{Found, Offered, assemble, hash, malformed};
 use crate::image::limits::Limits;
-use crate::image::manifest::{self, Descriptor, Document as Parsed, Platform};
+use crate::image::manifest::{self, Descriptor, Document as Parsed, Offers, Platform};
 use crate::image::reference::Reference;
 
 /// Follows what the reference names (`top`) to the image for this machine.
@@ -18,7 +18,8 @@ pub(super) async fn find(
     reference: &Reference,
     limits: &Limits,
 ) -> Result<Found, PullError> {
-    let mut finder = Finder { source, limits, host: Platform::host(), seen: BTreeSet::new(), offered: BTreeSet::new() };
+    let mut finder =
+        Finder { source, limits, host: Platform::host(), seen: BTreeSet::new(), offered: Offers::default() };
     let digest = top.digest.clone();
     // As in an index, depth first; the nearest is last.
     let mut todo = vec![Next { document: Some(top), descriptor: None, depth: 0 }];
@@ -29,11 +30,7 @@ pub(super) async fn find(
             return Ok(image);
         }
     }
-    let mut offered: Vec<String> = finder.offered.into_iter().collect();
-    if offered.is_empty() {
-        offered.push("nothing".to_owned());
-    }
-    Err(ImageError::Platform { wanted: finder.host.to_string(), offered }.into())
+    Err(ImageError::Platform { wanted: finder.host.to_string(), offered: finder.offered.into_list() }.into())
 }
 
 struct Finder<'a> {
@@ -42,7 +39,7 @@ struct Finder<'a> {
     host: Platform,
     /// Documents looked at: an index can name the same one again and again, or in a circle.
     seen: BTreeSet<Digest>,
-    offered: BTreeSet<String>,
+    offered: Offers,
 }
 
 /// A document to be looked at; fetched, or by its descriptor.
@@ -82,7 +79,7 @@ impl Finder<'_> {
                 for entry in entries.into_iter().rev().filter(|entry| !entry.is_attestation()) {
                     match &entry.platform {
                         Some(platform) if !platform.suits(&self.host) => {
-                            self.offered.insert(platform.to_string());
+                            self.offered.add(&platform.to_string());
                         }
                         _ => todo.push(Next { document: None, descriptor: Some(entry), depth: next.depth + 1 }),
                     }
@@ -101,7 +98,7 @@ impl Finder<'_> {
         layers: &[Descriptor],
     ) -> Result<Option<Found>, PullError> {
         if let Some(artifact) = config.artifact() {
-            self.offered.insert(artifact);
+            self.offered.add(&artifact);
             return Ok(None);
         }
         self.bounded(config, self.limits.config_bytes)?;
@@ -111,7 +108,7 @@ impl Finder<'_> {
         match assemble(self.limits, &self.host, name, manifest, (&config.digest, bytes.to_vec()), layers)? {
             Ok(found) => Ok(Some(found)),
             Err(Offered(platform)) => {
-                self.offered.insert(platform);
+                self.offered.add(&platform);
                 Ok(None)
             }
         }
