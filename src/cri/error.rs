@@ -42,6 +42,7 @@ fn store_code(error: &StoreError) -> Code {
     match error {
         StoreError::DiskFull { .. } => Code::ResourceExhausted,
         StoreError::Io { .. } => Code::Internal,
+        StoreError::LayerGone { .. } => Code::Unavailable,
     }
 }
 

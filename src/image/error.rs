@@ -84,6 +84,9 @@ pub enum StoreError {
     /// No file system below the store has room.
     #[error("no space is left below {}: free some and try again", path.display())]
     DiskFull { path: PathBuf },
+    /// A layer that an image needs is not there any more.
+    #[error("layer {key} of image {image} was removed meanwhile: try again")]
+    LayerGone { key: String, image: Digest },
 }
 
 impl StoreError {

@@ -35,6 +35,11 @@ struct Layer {
     holds: usize,
 }
 
+/// Layers out of the books and out of sight, whose trees are still to be removed.
+#[derive(Debug)]
+#[must_use = "the trees stay until the next start"]
+pub(super) struct Doomed(Vec<PathBuf>);
+
 impl Layers {
     /// Reads which layers there are and removes the unfinished.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
@@ -117,26 +122,24 @@ impl Layers {
                 layer.holds = layer.holds.saturating_sub(1);
             }
         }
-        let doomed = self.take_unused(&mut state, keys);
+        let doomed = self.take(&mut state, keys);
         drop(state);
-        if doomed.is_empty() {
+        if doomed.0.is_empty() {
             return;
         }
         // Whoever lets go of a container must not wait for a large tree to be removed. Without a thread it is removed
         // at the next start.
-        let spawned = std::thread::Builder::new().name("remove-layers".to_owned()).spawn(move || remove_all(&doomed));
+        let spawned = std::thread::Builder::new().name("remove-layers".to_owned()).spawn(move || doomed.remove());
         if let Err(error) = spawned {
             tracing::warn!(%error, "unused layers not removed before the next start");
         }
     }
 
-    /// Removes those of the layers that neither `used_by_images` nor a hold needs.
-    pub fn drop_unused(&self, keys: &[String], used_by_images: &BTreeSet<String>) {
+    /// Takes away those of the layers that neither `used_by_images` nor a hold needs.
+    pub fn take_unused(&self, keys: &[String], used_by_images: &BTreeSet<String>) -> Doomed {
         let mut state = self.state();
         state.used_by_images.clone_from(used_by_images);
-        let doomed = self.take_unused(&mut state, keys);
-        drop(state);
-        remove_all(&doomed);
+        self.take(&mut state, keys)
     }
 
     /// Tells which layers a new image uses, so that they stay when the import lets go of them.
@@ -169,7 +172,7 @@ impl Layers {
     }
 
     /// Takes unneeded layers out of the books and out of sight; their trees are the caller's to remove.
-    fn take_unused(&self, state: &mut State, keys: &[String]) -> Vec<PathBuf> {
+    fn take(&self, state: &mut State, keys: &[String]) -> Doomed {
         let mut doomed = Vec::new();
         for key in keys {
             let is_unused = state.layers.get(key).is_some_and(|l| l.holds == 0) && !state.used_by_images.contains(key);
@@ -185,7 +188,7 @@ impl Layers {
                 Err(error) => tracing::warn!(path = %path.display(), %error, "unused layer not removed"),
             }
         }
-        doomed
+        Doomed(doomed)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -206,10 +209,13 @@ impl Layer {
     }
 }
 
-fn remove_all(paths: &[PathBuf]) {
-    for path in paths {
-        if let Err(error) = stage::remove_tree(path) {
-            tracing::warn!(path = %path.display(), %error, "unused layer not removed");
+impl Doomed {
+    /// Removes the trees. Takes time: no lock should be held.
+    pub fn remove(self) {
+        for path in self.0 {
+            if let Err(error) = stage::remove_tree(&path) {
+                tracing::warn!(path = %path.display(), %error, "unused layer not removed");
+            }
         }
     }
 }

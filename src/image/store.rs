@@ -91,6 +91,11 @@ impl Hold {
         Self { layers: Arc::clone(layers), keys: vec![key] }
     }
 
+    /// Whether this layer is among them.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.keys.iter().any(|held| held == key)
+    }
+
     /// Holds those of `other` too.
     pub(super) fn join(&mut self, mut other: Self) {
         // What `other` releases when it goes is nothing then.
@@ -172,7 +177,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`] if its record cannot be removed; the image is then still there.
     pub fn remove(&self, reference: &str) -> Result<bool, StoreError> {
-        let _writer = lock(&self.inner.writer);
+        let writer = lock(&self.inner.writer);
         let Some(image) = self.get(reference) else {
             return Ok(false);
         };
@@ -182,8 +187,11 @@ impl Store {
             _ => self.inner.images().remove(&image.id),
         }
         self.inner.sync_images()?;
-        self.inner.layers.drop_unused(&image.layers, &self.inner.used_by_images());
+        let doomed = self.inner.layers.take_unused(&image.layers, &self.inner.used_by_images());
         self.inner.count();
+        // Large trees take their time, for which no other image must wait.
+        drop(writer);
+        doomed.remove();
         Ok(true)
     }
 
@@ -223,9 +231,11 @@ impl Store {
     /// Removes layers that neither an image nor a [`Hold`] uses. To be called once containers found after a restart
     /// hold theirs again. Blocks.
     pub fn collect(&self) {
-        let _writer = lock(&self.inner.writer);
-        self.inner.layers.drop_unused(&self.inner.layers.keys(), &self.inner.used_by_images());
+        let writer = lock(&self.inner.writer);
+        let doomed = self.inner.layers.take_unused(&self.inner.layers.keys(), &self.inner.used_by_images());
         self.inner.count();
+        drop(writer);
+        doomed.remove();
     }
 
     /// What a layer occupies; 0 if it is not there.
@@ -292,37 +302,41 @@ impl Inner {
     /// Reads the records at start.
     fn load(&self) -> Result<(), StoreError> {
         let listed = fs::read_dir(&self.images_dir).map_err(|e| StoreError::io("read", &self.images_dir, e))?;
-        let mut records = Vec::new();
+        let mut images = Vec::new();
         for entry in listed.flatten() {
             let path = entry.path();
             if disk::is_temporary(&entry.file_name().to_string_lossy()) {
                 fs::remove_file(&path).map_err(|e| StoreError::io("remove", path, e))?;
                 continue;
             }
-            match ImageRecord::read(&path) {
-                Ok(record) if self.record_path(&record.id) == path => records.push(record),
-                Ok(_) => tracing::warn!(path = %path.display(), "image record has another image's name, left out"),
-                Err(error) => tracing::warn!(path = %path.display(), %error, "image record not readable, left out"),
+            match self.loaded(&path) {
+                Ok(image) => images.push(image),
+                Err(reason) => tracing::warn!(path = %path.display(), reason, "image left out"),
             }
         }
-        // The latest claim to a tag is the valid one: a power cut may have come between two writes.
-        records.sort_by_key(|r| std::cmp::Reverse(r.tagged_at));
+        // The latest claim to a tag is the valid one: a power cut may have come between two writes. Images left out
+        // claim nothing.
+        images.sort_by_key(|(tagged_at, _)| std::cmp::Reverse(*tagged_at));
         let mut taken = BTreeSet::new();
-        for mut record in records {
-            record.tags.retain(|tag| taken.insert(tag.clone()));
-            let missing = record.layers.iter().find(|l| !self.layers.has(&l.key));
-            match (missing, self.image(&record)) {
-                (Some(layer), _) => {
-                    tracing::warn!(image = %record.id, layer = layer.key, "layer is gone, image left out")
-                }
-                (None, Err(reason)) => {
-                    tracing::warn!(image = %record.id, reason, "configuration is malformed, left out")
-                }
-                (None, Ok(image)) => self.show(image),
-            }
+        for (_, mut image) in images {
+            image.repo_tags.retain(|tag| taken.insert(tag.clone()));
+            self.show(image);
         }
         self.count();
         Ok(())
+    }
+
+    /// One image and when it was tagged, or why it is left out. The record goes at once: it holds whole documents.
+    fn loaded(&self, path: &Path) -> Result<(i64, Image), String> {
+        let record = ImageRecord::read(path).map_err(|e| format!("its record is not readable: {e}"))?;
+        if self.record_path(&record.id) != path {
+            return Err(format!("its record is that of {}", record.id));
+        }
+        if let Some(layer) = record.layers.iter().find(|l| !self.layers.has(&l.key)) {
+            return Err(format!("its layer {} is gone", layer.key));
+        }
+        let image = self.image(&record).map_err(|reason| format!("its configuration is malformed: {reason}"))?;
+        Ok((record.tagged_at, image))
     }
 
     fn show(&self, image: Image) {
@@ -348,28 +362,46 @@ impl Inner {
     /// Gives an image one more tag, taken from whichever had it; none if the image is gone. Nothing is written if it has
     /// the tag already.
     pub fn add_tag(&self, id: &Digest, tag: Option<String>) -> Result<Option<Arc<Image>>, ImageError> {
+        // Nobody may remove the image, or give it another tag, between what is read here and what is written.
+        let _writer = lock(&self.writer);
         let Some(image) = self.image_by_id(id) else { return Ok(None) };
         let Some(tag) = tag.filter(|tag| !image.repo_tags.contains(tag)) else { return Ok(Some(image)) };
         let path = self.record_path(id);
-        let mut record = ImageRecord::read(&path).map_err(|e| StoreError::io("read", &path, e))?;
+        let mut record = match ImageRecord::read(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            read => read.map_err(|e| StoreError::io("read", &path, e))?,
+        };
         record.tags.insert(tag);
-        self.publish(record)?;
+        self.write_down(record)?;
         Ok(self.image_by_id(id))
     }
 
     /// Writes an image down and makes it visible. Its layers must be held by the caller meanwhile.
-    pub fn publish(&self, mut record: ImageRecord) -> Result<(), ImageError> {
+    pub fn publish(&self, record: ImageRecord) -> Result<(), ImageError> {
         let _writer = lock(&self.writer);
+        self.write_down(record)
+    }
+
+    /// As [`Inner::publish`], by whom the lock on records is held.
+    fn write_down(&self, mut record: ImageRecord) -> Result<(), ImageError> {
         let path = self.record_path(&record.id);
-        let known = self.images().by_id.get(&record.id).cloned();
-        if let Some(known) = known {
+        let known = self.image_by_id(&record.id);
+        let mut before = None;
+        if let Some(known) = &known {
             record.tags.extend(known.repo_tags.iter().cloned());
             record.digests.extend(known.repo_digests.iter().cloned());
             // The layers stay as they were: containers and other calls may have their paths.
-            if let Ok(before) = ImageRecord::read(&path) {
-                record.layers = before.layers;
-                record.manifest = record.manifest.or(before.manifest);
+            before = ImageRecord::read(&path).ok();
+            if let Some(before) = &before {
+                record.layers.clone_from(&before.layers);
+                record.manifest = record.manifest.or_else(|| before.manifest.clone());
             }
+        }
+        // Until the image itself keeps them: an image never appears without its layers, whatever the caller did.
+        let keys = record.stack();
+        let hold = Hold::new(&self.layers, &keys);
+        if let Some(key) = keys.into_iter().find(|key| !hold.has(key)) {
+            return Err(StoreError::LayerGone { key, image: record.id }.into());
         }
         record.size_bytes = record.stack().iter().map(|key| self.layers.bytes(key)).sum();
         record.tagged_at = now();
@@ -378,7 +410,18 @@ impl Inner {
             reason,
         })?;
         record.write(&path).map_err(|e| StoreError::io("write", &path, e))?;
-        self.take_tags(&record)?;
+        if let Err(error) = self.take_tags(&record) {
+            // Or it would claim the tags at the next start.
+            let undone = match (before, known) {
+                (Some(before), _) => before.write(&path),
+                (None, None) => fs::remove_file(&path),
+                (None, Some(_)) => Ok(()),
+            };
+            if let Err(error) = undone {
+                tracing::warn!(path = %path.display(), %error, "record of an image that did not become visible is left");
+            }
+            return Err(error.into());
+        }
         self.show(image);
         self.count();
         Ok(())
@@ -390,9 +433,14 @@ impl Inner {
             let images = self.images();
             record.tags.iter().filter_map(|t| images.by_name.get(t)).filter(|o| **o != record.id).cloned().collect()
         };
-        for owner in owners {
-            let path = self.record_path(&owner);
-            let mut other = ImageRecord::read(&path).map_err(|e| StoreError::io("read", &path, e))?;
+        // All are read before any is written: a record that cannot be read is what goes wrong most.
+        let read = |owner| {
+            let path = self.record_path(owner);
+            ImageRecord::read(&path).map_err(|e| StoreError::io("read", path, e))
+        };
+        let others: Vec<ImageRecord> = owners.iter().map(read).collect::<Result<_, _>>()?;
+        for mut other in others {
+            let path = self.record_path(&other.id);
             other.tags.retain(|t| !record.tags.contains(t));
             other.write(&path).map_err(|e| StoreError::io("write", &path, e))?;
             if let Ok(image) = self.image(&other) {

@@ -1,5 +1,6 @@
 //! The store as its users see it, on real archives and a real file system. Needs root: layers have owners and devices.
 
+mod books;
 mod hostile;
 pub(super) mod kit;
 mod layers;
