@@ -27,6 +27,7 @@ const START_DEADLINE: Duration = Duration::from_secs(30);
 /// A connection, with a client for each service on it.
 #[derive(Debug, Clone)]
 pub(super) struct Daemon {
+    socket: PathBuf,
     pub(super) runtime: RuntimeServiceClient<Channel>,
     pub(super) images: ImageServiceClient<Channel>,
     pub(super) node: NodeClient<Channel>,
@@ -39,18 +40,19 @@ impl Daemon {
         let refused = |e| CliError::connect(socket, e, start_command(global));
         // Tried by itself first: the transport would hide the errno.
         drop(UnixStream::connect(socket).await.map_err(refused)?);
-        let path = socket.clone();
-        let connector = tower::service_fn(move |_: Uri| {
-            let path = path.clone();
-            async move { UnixStream::connect(path).await.map(TokioIo::new) }
-        });
-        // The address is never looked up; over a unix socket `localhost` is what everyone sends.
-        let channel = Endpoint::from_static("http://localhost").connect_with_connector_lazy(connector);
+        let channel = channel(socket);
         Ok(Self {
+            socket: socket.clone(),
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MESSAGE_LIMIT),
             images: ImageServiceClient::new(channel.clone()).max_decoding_message_size(MESSAGE_LIMIT),
             node: NodeClient::new(channel).max_decoding_message_size(MESSAGE_LIMIT),
         })
+    }
+
+    /// A connection of its own, for one session's streams: input that a container does not read fills the window of
+    /// the connection it is sent on, and whatever else is sent there waits behind it.
+    pub(super) fn streams(&self) -> NodeClient<Channel> {
+        NodeClient::new(channel(&self.socket)).max_decoding_message_size(MESSAGE_LIMIT)
     }
 
     /// Connects; if nobody listens, starts a daemon that lives as long as its pods do.
@@ -88,6 +90,17 @@ impl Daemon {
             }
         }
     }
+}
+
+/// Connects with the first request.
+fn channel(socket: &Path) -> Channel {
+    let path = socket.to_owned();
+    let connector = tower::service_fn(move |_: Uri| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+    });
+    // The address is never looked up; over a unix socket `localhost` is what everyone sends.
+    Endpoint::from_static("http://localhost").connect_with_connector_lazy(connector)
 }
 
 /// Starts `aril serve` in a session of its own; gives back where it logs.

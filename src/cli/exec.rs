@@ -6,7 +6,7 @@ use super::error::CliError;
 use super::find::Objects;
 use super::output;
 use super::run;
-use super::session::{self, Received, Shown};
+use super::session::{self, Received, Shown, Signals};
 use super::terminal::{self, Raw};
 use crate::api::node::{ExecRequest, ExecStart, exec_request};
 
@@ -25,10 +25,16 @@ pub(super) async fn exec(daemon: &mut Daemon, args: &ExecArgs) -> Result<u8, Cli
         size: if args.tty { terminal::size() } else { None },
     };
     let first = ExecRequest { body: Some(exec_request::Body::Start(start)) };
-    let mut signals = session::signals()?;
+    let mut signals = Signals::listen()?;
     let mut sending = session::send(first, args.interactive, args.tty)?;
-    let answer = daemon.node.exec(sending.requests).await.map_err(run::not_started)?;
+    let mut streams = daemon.streams();
+    let answer = tokio::select! {
+        answer = streams.exec(sending.requests) => answer.map_err(run::not_started)?,
+        Some(number) = signals.arrivals.recv() => return Ok(exit_code(128 + number)),
+    };
     let mut responses = answer.into_inner();
+    // If it has ended already, nobody waits for this any more.
+    sending.running.send(()).ok();
     // Raw only from here on: before, Ctrl-C shall end a hanging connection.
     let _raw = if args.tty && args.interactive { Some(Raw::enter()?) } else { None };
     let mut shown = Shown::default();
@@ -45,7 +51,7 @@ pub(super) async fn exec(daemon: &mut Daemon, args: &ExecArgs) -> Result<u8, Cli
                 return Ok(0);
             }
             // The daemon ends the command when this connection closes.
-            Some(number) = signals.recv() => return Ok(exit_code(128 + number)),
+            Some(number) = signals.arrivals.recv() => return Ok(exit_code(128 + number)),
         }
     }
 }

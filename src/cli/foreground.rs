@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tonic::{Code, Streaming};
 
 use super::args::ContainerArgs;
@@ -15,7 +15,7 @@ use super::logfile::{Entry, LogFile, Stream};
 use super::logs;
 use super::output;
 use super::run;
-use super::session::{self, Input, Received, Sending, Shown};
+use super::session::{self, Input, Received, Sending, Shown, Signals};
 use super::terminal::{self, Raw};
 use crate::api::cri;
 use crate::api::node::{AttachRequest, AttachStart, StreamResponse, attach_request};
@@ -25,16 +25,22 @@ use crate::sys;
 const QUESTION: Duration = Duration::from_millis(250);
 /// So long an ended container's output may still be on its way to us.
 const DRAIN: Duration = Duration::from_millis(200);
-/// So many of these signals, and we leave though the container goes on.
+/// So many signals that ask for an end, and we leave though the container goes on.
 const PATIENCE: u32 = 3;
+/// So long a container has to end by a signal before the person is told what else there is.
+const HINT: Duration = Duration::from_secs(1);
 
 /// How it ended for us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
     /// With this exit code.
     Exited(i32),
-    /// It goes on.
+    /// It goes on; the person typed the detach keys.
     Left,
+    /// It goes on; this signal was one too many.
+    GivenUp(i32),
+    /// It never ran; this signal came before.
+    NotBegun(i32),
 }
 
 impl End {
@@ -42,34 +48,81 @@ impl End {
         match self {
             Self::Exited(code) => exit_code(code),
             Self::Left => 0,
+            Self::GivenUp(number) | Self::NotBegun(number) => exit_code(128 + number),
         }
     }
 }
 
-/// Joins the container's streams, starts it, and stays until it ends or the person leaves.
-pub(super) async fn run(daemon: &mut Daemon, id: &str, args: &ContainerArgs) -> Result<End, CliError> {
-    let signals = session::signals()?;
-    let (detached, responses) = attach(daemon, id, args).await?;
-    run::start(daemon, id).await?;
+/// Joins the container's streams, starts it, and stays until it ends or the person leaves. `name` is for the hint.
+pub(super) async fn run(
+    daemon: &mut Daemon,
+    id: &str,
+    name: &str,
+    args: &ContainerArgs,
+    signals: &mut Signals,
+) -> Result<End, CliError> {
+    let begin = async {
+        let joined = attach(daemon, id, args).await?;
+        run::start(daemon, id).await?;
+        Ok::<_, CliError>(joined)
+    };
+    let (sending, responses) = tokio::select! {
+        begun = begin => begun?,
+        number = session::asked_to_end(&mut signals.asked, 1) => return Ok(End::NotBegun(number)),
+    };
     let raw = if args.tty && args.interactive { Some(Raw::enter()?) } else { None };
-    let mut watch =
-        Watch { daemon, id, signals, detached, responses: Some(responses), shown: Shown::default(), rest: None };
-    let end = watch.until_end().await;
+    // A program that has ended already reads nothing.
+    sending.running.send(()).ok();
+    let mut watch = Watch {
+        daemon,
+        id,
+        signals: &mut signals.arrivals,
+        detached: sending.detached,
+        responses: Some(responses),
+        shown: Shown::default(),
+        rest: None,
+    };
+    let mut asked = signals.asked.clone();
+    let hint = async {
+        session::asked_to_end(&mut asked, 1).await;
+        tokio::time::sleep(HINT).await;
+        output::remark(&hint(name));
+        std::future::pending::<Result<End, CliError>>().await
+    };
+    // Beside each other: whatever the daemon does not answer, the person can leave.
+    let end = tokio::select! {
+        end = watch.until_end() => end,
+        end = hint => end,
+        number = session::asked_to_end(&mut signals.asked, PATIENCE) => Ok(End::GivenUp(number)),
+    };
     drop(raw);
     end
 }
 
+fn hint(name: &str) -> String {
+    format!(
+        "{name} got the signal and goes on; `aril rm -f {name}` kills and removes it, a third Ctrl-C here leaves it \
+         running"
+    )
+}
+
+/// What is sent to a container once it is joined, and what comes from it.
+struct Joined {
+    detached: mpsc::Receiver<()>,
+    running: oneshot::Sender<()>,
+}
+
 async fn attach(
-    daemon: &mut Daemon,
+    daemon: &Daemon,
     id: &str,
     args: &ContainerArgs,
-) -> Result<(mpsc::Receiver<()>, Streaming<StreamResponse>), CliError> {
+) -> Result<(Joined, Streaming<StreamResponse>), CliError> {
     let start = AttachStart { container_id: id.to_owned(), stdin: args.interactive, stdout: true, stderr: !args.tty };
     let first = AttachRequest { body: Some(attach_request::Body::Start(start)) };
-    let Sending { requests, detached } = session::send(first, args.interactive, args.tty)?;
+    let Sending { requests, detached, running } = session::send(first, args.interactive, args.tty)?;
     let size = terminal::size().filter(|_| args.tty).map(|size| AttachRequest::from(Input::Resize(size)));
     let requests = WithSize { size, requests, first_sent: false };
-    Ok((detached, daemon.node.attach(requests).await?.into_inner()))
+    Ok((Joined { detached, running }, daemon.streams().attach(requests).await?.into_inner()))
 }
 
 /// The requests, with the terminal's size right behind the first.
@@ -100,7 +153,7 @@ impl tokio_stream::Stream for WithSize {
 struct Watch<'a> {
     daemon: &'a mut Daemon,
     id: &'a str,
-    signals: mpsc::Receiver<i32>,
+    signals: &'a mut mpsc::Receiver<i32>,
     detached: mpsc::Receiver<()>,
     /// None once the other side sends no more.
     responses: Option<Streaming<StreamResponse>>,
@@ -111,16 +164,11 @@ struct Watch<'a> {
 
 impl Watch<'_> {
     async fn until_end(&mut self) -> Result<End, CliError> {
-        let mut received = 0;
         let mut question = tokio::time::interval(QUESTION);
         loop {
             let ask = tokio::select! {
                 biased;
                 Some(number) = self.signals.recv() => {
-                    received += 1;
-                    if received >= PATIENCE {
-                        return Ok(End::Left);
-                    }
                     self.forward(number).await?;
                     false
                 }

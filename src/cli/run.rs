@@ -9,11 +9,12 @@ use super::args::{ContainerArgs, Output, PidMode, PodCreateArgs, RunArgs, Sandbo
 use super::connect::Daemon;
 use super::error::CliError;
 use super::find::{LOG_DIRECTORY, OWN_POD, Objects, container_name, pod_name};
-use super::foreground;
+use super::foreground::{self, End};
 use super::output::{self, short};
 use super::pull;
 use super::remove;
 use super::request::{self, NewPod};
+use super::session::{self, Signals};
 use crate::api::cri;
 use crate::api::node::InfoRequest;
 
@@ -24,6 +25,8 @@ pub(super) struct Made {
     pub(super) sandbox: String,
     /// The pod was made for it and goes with it.
     pub(super) own_pod: bool,
+    /// What other commands know it by.
+    pub(super) name: String,
 }
 
 /// `aril run`: the container's exit code, or 0 if it was left running.
@@ -40,19 +43,30 @@ pub(super) async fn run(daemon: &mut Daemon, args: &RunArgs, output: Output) -> 
         print_id(&made, output)?;
         return Ok(0);
     }
-    let result = foreground::run(daemon, &made.container, &args.container).await;
-    match &result {
-        Ok(foreground::End::Exited(_)) if !args.rm => {}
-        Ok(foreground::End::Left) => {
-            let name = short(&made.container);
-            output::remark(&format!("\r\nleft {name} running; stop it with `aril stop {name}`"));
+    let name = made.name.as_str();
+    let mut signals = Signals::listen()?;
+    let result = foreground::run(daemon, &made.container, name, &args.container, &mut signals).await;
+    let is_over = match &result {
+        Ok(End::Left | End::GivenUp(_)) => {
+            let stop = if args.rm { format!("rm -f {name}") } else { format!("stop {name}") };
+            output::remark(&format!("\r\nleft {name} running; end it with `aril {stop}`"));
+            false
         }
-        // It ran and ended, or never ran: either way there is nothing left to look at.
-        Ok(foreground::End::Exited(_)) | Err(CliError::Start { .. }) => discard(daemon, &made).await,
-        Err(_) if args.rm => discard(daemon, &made).await,
-        Err(_) => {}
+        // It never ran: there is nothing to look at.
+        Ok(End::NotBegun(_)) | Err(CliError::Start { .. }) => true,
+        Ok(End::Exited(_)) | Err(_) => args.rm,
+    };
+    if is_over {
+        let so_far = signals.asked.borrow().0;
+        tokio::select! {
+            () = discard(daemon, &made) => {}
+            number = session::asked_to_end(&mut signals.asked, so_far + 1) => {
+                output::remark(&format!("{name} may be left; remove it with `aril rm -f {name}`"));
+                return Ok(End::GivenUp(number).code());
+            }
+        }
     }
-    result.map(foreground::End::code)
+    result.map(End::code)
 }
 
 /// `aril create`.
@@ -94,7 +108,10 @@ async fn make(daemon: &mut Daemon, args: &ContainerArgs) -> Result<Made, CliErro
     };
     let made = create_container(daemon, &pod, &name, args).await;
     match made {
-        Ok(container) => Ok(Made { container, sandbox: pod.id, own_pod }),
+        Ok(container) => {
+            let name = if own_pod { name } else { format!("{}/{name}", pod.config.metadata.unwrap_or_default().name) };
+            Ok(Made { container, sandbox: pod.id, own_pod, name })
+        }
         Err(e) => {
             if own_pod {
                 remove::remove_pod(daemon, &pod.id, &pod.logs).await.ok();

@@ -6,7 +6,7 @@
 use std::io::{self, Read};
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
@@ -48,9 +48,11 @@ carries_input!(ExecRequest, exec_request);
 pub(super) struct Sending<R> {
     pub(super) requests: ReceiverStream<R>,
     pub(super) detached: mpsc::Receiver<()>,
+    /// Told once the process runs: before, nothing is read that then had nowhere to go.
+    pub(super) running: oneshot::Sender<()>,
 }
 
-/// Begins to send: `first`, then standard input if `interactive`, then terminal sizes if `tty`.
+/// Sends `first`, and once the process runs standard input if `interactive`, and terminal sizes if `tty`.
 pub(super) fn send<R>(first: R, interactive: bool, tty: bool) -> Result<Sending<R>, CliError>
 where
     R: From<Input> + Send + 'static,
@@ -60,15 +62,19 @@ where
     requests.try_send(first).ok();
     let (detach, detached) = mpsc::channel(1);
     let resizes = signal(SignalKind::window_change()).map_err(|e| CliError::io("listen for SIGWINCH", e))?;
-    let typed = if interactive { Some(read_stdin()) } else { None };
+    let (running, runs) = oneshot::channel();
     tokio::spawn(async move {
+        if runs.await.is_err() {
+            return;
+        }
+        let typed = if interactive { Some(read_stdin()) } else { None };
         let pump = pump(&requests, typed, resizes, tty);
         // A process that has ended makes sending fail and the pump return.
         if pump.await {
             detach.send(()).await.ok();
         }
     });
-    Ok(Sending { requests: ReceiverStream::new(receiver), detached })
+    Ok(Sending { requests: ReceiverStream::new(receiver), detached, running })
 }
 
 /// Sends until nothing is left to be sent; tells whether the person wants to leave.
@@ -178,24 +184,53 @@ pub(super) async fn show_next(from: &mut Streaming<StreamResponse>, shown: &mut 
     Ok(Received::Output)
 }
 
-/// The signals a person or a supervisor sends to a command in the foreground, as their numbers.
-pub(super) fn signals() -> Result<mpsc::Receiver<i32>, CliError> {
-    let (sender, receiver) = mpsc::channel(4);
-    for kind in [
-        SignalKind::interrupt(),
-        SignalKind::terminate(),
-        SignalKind::hangup(),
-        SignalKind::quit(),
-        SignalKind::user_defined1(),
-        SignalKind::user_defined2(),
-    ] {
-        let mut arrivals = signal(kind).map_err(|e| CliError::io("listen for signals", e))?;
-        let sender = sender.clone();
-        tokio::spawn(async move {
-            while arrivals.recv().await.is_some() && sender.send(kind.as_raw_value()).await.is_ok() {}
-        });
+/// The signals a person or a supervisor sends to a command in the foreground.
+#[derive(Debug)]
+pub(super) struct Signals {
+    /// Their numbers, to be passed on.
+    pub(super) arrivals: mpsc::Receiver<i32>,
+    /// How many asked for an end, and the number of the last of those.
+    pub(super) asked: watch::Receiver<(u32, i32)>,
+}
+
+impl Signals {
+    /// Listens from now on; until the program ends no signal does anything by itself.
+    pub(super) fn listen() -> Result<Self, CliError> {
+        let (sender, arrivals) = mpsc::channel(16);
+        let (ask, asked) = watch::channel((0, 0));
+        let ask = std::sync::Arc::new(ask);
+        for (kind, is_end) in [
+            (SignalKind::interrupt(), true),
+            (SignalKind::terminate(), true),
+            (SignalKind::quit(), true),
+            (SignalKind::hangup(), false),
+            (SignalKind::user_defined1(), false),
+            (SignalKind::user_defined2(), false),
+        ] {
+            let mut signals = signal(kind).map_err(|e| CliError::io("listen for signals", e))?;
+            let (sender, ask) = (sender.clone(), std::sync::Arc::clone(&ask));
+            let number = kind.as_raw_value();
+            tokio::spawn(async move {
+                while signals.recv().await.is_some() {
+                    if is_end {
+                        ask.send_modify(|(count, last)| (*count, *last) = (*count + 1, number));
+                    }
+                    // Whoever waits for an answer takes none now; what was counted counts all the same.
+                    sender.try_send(number).ok();
+                }
+            });
+        }
+        Ok(Self { arrivals, asked })
     }
-    Ok(receiver)
+}
+
+/// Waits until `count` signals asked for an end; the number of the last.
+pub(super) async fn asked_to_end(asked: &mut watch::Receiver<(u32, i32)>, count: u32) -> i32 {
+    match asked.wait_for(|asked| asked.0 >= count).await {
+        Ok(asked) => asked.1,
+        // Nobody listens any more: the program is ending.
+        Err(_) => std::future::pending().await,
+    }
 }
 
 #[cfg(test)]

@@ -36,6 +36,12 @@ use crate::node::Node;
 /// The largest message taken, as with kubelet's client.
 const MESSAGE_LIMIT_BYTES: usize = 16 << 20;
 
+/// What a client may send of one request before it is read. The data of a session nobody reads stays there.
+const STREAM_WINDOW_BYTES: u32 = 256 << 10;
+
+/// The same for all requests of a connection: sixteen sessions nobody reads must not hold up the seventeenth request.
+const CONNECTION_WINDOW_BYTES: u32 = 17 * STREAM_WINDOW_BYTES;
+
 /// How long requests under way may take to end once the daemon is told to.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -76,6 +82,8 @@ pub async fn serve(
         told.send(()).ok();
     };
     let server = tonic::transport::Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .add_service(runtime)
         .add_service(images)
         .add_service(people)

@@ -13,6 +13,7 @@ mod support;
 mod bad_input;
 mod cli;
 mod exec;
+mod foreground;
 mod hostile;
 mod hostile_registry;
 mod image_cli;
