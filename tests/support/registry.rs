@@ -72,6 +72,8 @@ pub enum Misdeed {
     Header(String, String),
     /// The whole blob, whatever range was asked for, and no word about ranges.
     NoRanges,
+    /// The whole blob, whatever range was asked for, and the word that there are ranges.
+    FalseRanges,
     /// A part that begins elsewhere than asked.
     WrongRange,
     /// Never an answer.
@@ -736,6 +738,11 @@ async fn spoil(reply: Reply, misdeed: Misdeed) -> (Reply, Script, Option<usize>)
             let whole = reply.whole.clone().unwrap_or(body);
             let reply = Reply { status: 200, body: whole, ..reply };
             plain(reply.with("content-range", "").with("accept-ranges", ""))
+        }
+        Misdeed::FalseRanges => {
+            let whole = reply.whole.clone().unwrap_or(body);
+            let reply = Reply { status: 200, body: whole, ..reply };
+            plain(reply.with("content-range", "").with("accept-ranges", "bytes"))
         }
         Misdeed::WrongRange => plain(reply.with("content-range", "bytes 1-2/3")),
         Misdeed::Silence => std::future::pending().await,

@@ -4,17 +4,19 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 
 use super::pipe::Feed;
 use super::source::{Source, Transfer};
 use crate::id::Digest;
-use crate::image::registry::RegistryError;
+use crate::image::registry::{RegistryError, RegistryErrorKind};
 
 /// Bytes of one part when a blob is fetched over several connections.
 const PART_BYTES: u32 = 4 << 20;
+/// Bytes of the blocks that a part is gathered in, however small the chunks it comes in.
+const BLOCK_BYTES: usize = 128 << 10;
 /// Parts of one blob fetched ahead.
 const PARTS_AHEAD: usize = 3;
 /// What must have come over one connection before its speed is judged.
@@ -87,19 +89,33 @@ impl Fetch {
         while pump.sent < self.size {
             self.top_up(&mut ahead, &mut next);
             let Some(part) = ahead.pop_front() else {
-                // No room to fetch ahead: others have it. What is left comes as at the start.
-                let mut rest = self.source.blob(&self.digest, self.size, Some(pump.sent..self.size));
-                while let Some(bytes) = rest.chunk().await? {
-                    if !pump.send(bytes).await {
-                        return Ok(false);
-                    }
-                }
-                return Ok(true);
+                // No room to fetch ahead: others have it.
+                return self.rest(pump).await;
             };
-            for bytes in part.bytes().await? {
+            let (blocks, room) = match part.whole().await {
+                // It said that it has ranges, and sends all of the blob whatever it is asked for.
+                Err(e) if e.kind() == RegistryErrorKind::NoRanges => {
+                    drop(ahead);
+                    return self.rest(pump).await;
+                }
+                whole => whole?,
+            };
+            for bytes in blocks {
                 if !pump.send(bytes).await {
                     return Ok(false);
                 }
+            }
+            drop(room);
+        }
+        Ok(true)
+    }
+
+    /// What is left, over one connection, as at the start.
+    async fn rest<F: FnMut(u64) + Send>(&self, pump: &mut Pump<'_, F>) -> Result<bool, RegistryError> {
+        let mut rest = self.source.rest(&self.digest, self.size, pump.sent);
+        while let Some(bytes) = rest.chunk().await? {
+            if !pump.send(bytes).await {
+                return Ok(false);
             }
         }
         Ok(true)
@@ -114,13 +130,13 @@ impl Fetch {
             let end = (*next + u64::from(PART_BYTES)).min(self.size);
             let mut transfer = self.source.blob(&self.digest, self.size, Some(*next..end));
             let task = tokio::spawn(async move {
-                let mut chunks = Vec::new();
+                let mut blocks = Blocks::default();
                 while let Some(bytes) = transfer.chunk().await? {
-                    chunks.push(bytes);
+                    blocks.add(&bytes);
                 }
-                Ok(chunks)
+                Ok((blocks.end(), room))
             });
-            ahead.push_back(Part { task, _room: room });
+            ahead.push_back(Part { task });
             *next = end;
         }
     }
@@ -128,12 +144,12 @@ impl Fetch {
 
 /// A part being fetched; given up when dropped.
 struct Part {
-    task: JoinHandle<Result<Vec<Bytes>, RegistryError>>,
-    _room: OwnedSemaphorePermit,
+    task: JoinHandle<Result<(Vec<Bytes>, OwnedSemaphorePermit), RegistryError>>,
 }
 
 impl Part {
-    async fn bytes(mut self) -> Result<Vec<Bytes>, RegistryError> {
+    /// Its bytes, and the room that they take up until they are sent.
+    async fn whole(mut self) -> Result<(Vec<Bytes>, OwnedSemaphorePermit), RegistryError> {
         match (&mut self.task).await {
             Ok(fetched) => fetched,
             Err(died) => match died.try_into_panic() {
@@ -148,6 +164,36 @@ impl Part {
 impl Drop for Part {
     fn drop(&mut self) {
         self.task.abort();
+    }
+}
+
+/// Gathers chunks of any size in blocks of one, each of which is freed for itself.
+#[derive(Debug, Default)]
+struct Blocks {
+    full: Vec<Bytes>,
+    last: BytesMut,
+}
+
+impl Blocks {
+    fn add(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            if self.last.capacity() == 0 {
+                self.last = BytesMut::with_capacity(BLOCK_BYTES);
+            }
+            let (now, later) = bytes.split_at(bytes.len().min(BLOCK_BYTES - self.last.len()));
+            self.last.extend_from_slice(now);
+            if self.last.len() == BLOCK_BYTES {
+                self.full.push(std::mem::take(&mut self.last).freeze());
+            }
+            bytes = later;
+        }
+    }
+
+    fn end(mut self) -> Vec<Bytes> {
+        if !self.last.is_empty() {
+            self.full.push(self.last.freeze());
+        }
+        self.full
     }
 }
 
@@ -171,5 +217,25 @@ impl<F: FnMut(u64)> Pump<'_, F> {
             (self.report)(self.sent);
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_of_any_size_take_up_their_bytes_and_no_more() {
+        let all: Vec<u8> = (0..400_000_u32).map(|n| n.to_le_bytes()[0] ^ n.to_le_bytes()[1]).collect();
+        for size in [1, 7, BLOCK_BYTES - 1, BLOCK_BYTES, 300_000, all.len()] {
+            let mut blocks = Blocks::default();
+            for chunk in all.chunks(size) {
+                blocks.add(chunk);
+            }
+            let blocks = blocks.end();
+            assert_eq!(blocks.len(), all.len().div_ceil(BLOCK_BYTES), "{size}");
+            assert!(blocks.concat() == all, "{size}");
+        }
+        assert!(Blocks::default().end().is_empty());
     }
 }

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use bytes::{Buf, Bytes};
 use tokio::sync::{Semaphore, mpsc};
 
-/// Makes a pipe that holds at most `most` bytes, or one chunk if that is more.
+/// What a chunk counts for at least: its place in the queue costs memory too, however few bytes come in it.
+const LEAST_COST: usize = 4096;
+
+/// Makes a pipe that holds at most `most` bytes, or one chunk if that is more. A small chunk counts as 4 KiB.
 pub(super) fn pipe(most: u32) -> (Feed, Intake) {
     let (parts_in, parts) = mpsc::unbounded_channel();
     let room = Arc::new(Semaphore::new(most as usize));
@@ -48,6 +51,8 @@ impl Feed {
         };
         // Given back by the reader.
         permit.forget();
+        // A few bytes of a large buffer would hold on to all of it.
+        let bytes = if bytes.len() < LEAST_COST { Bytes::copy_from_slice(&bytes) } else { bytes };
         self.parts.send(Part::Bytes(bytes)).is_ok()
     }
 
@@ -91,7 +96,7 @@ impl Drop for Intake {
 }
 
 fn cost(bytes: &Bytes, most: u32) -> u32 {
-    u32::try_from(bytes.len()).unwrap_or(u32::MAX).min(most)
+    u32::try_from(bytes.len().max(LEAST_COST)).unwrap_or(u32::MAX).min(most)
 }
 
 #[cfg(test)]
@@ -116,6 +121,26 @@ mod tests {
         let all = reader.join().unwrap().unwrap();
         assert_eq!(all.len(), 5903);
         assert!(all.starts_with(&[1; 900]) && all.ends_with(b"\x03end"));
+    }
+
+    /// A server may send every byte as a chunk of its own.
+    #[tokio::test]
+    async fn chunks_of_one_byte_are_bounded_too() {
+        let (feed, mut intake) = pipe(512 << 10);
+        let large = Bytes::from(vec![7; 256 << 10]);
+        let mut sent = 0;
+        let send = async {
+            while feed.send(large.slice(sent..=sent)).await {
+                sent += 1;
+            }
+        };
+        assert!(tokio::time::timeout(Duration::from_millis(100), send).await.is_err());
+        assert_eq!(sent, 128);
+        // The buffer they came in is not held by them.
+        assert!(large.try_into_mut().is_ok());
+        feed.end();
+        let read = std::thread::spawn(move || intake.read_to_end(&mut Vec::new()).unwrap());
+        assert_eq!(read.join().unwrap(), 128);
     }
 
     #[tokio::test]

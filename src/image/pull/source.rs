@@ -33,6 +33,8 @@ pub(in crate::image) trait Source: Debug + Send + Sync {
     fn small_blob<'a>(&'a self, digest: &'a Digest, size: u64, most: u64) -> Answer<'a, Bytes>;
     /// A blob, or a part of it. Nothing is sent yet.
     fn blob(&self, digest: &Digest, size: u64, range: Option<Range<u64>>) -> Box<dyn Transfer>;
+    /// A blob from this offset on; what a server without ranges sends before that is passed over.
+    fn rest(&self, digest: &Digest, size: u64, from: u64) -> Box<dyn Transfer>;
 }
 
 /// A manifest or index.
@@ -77,6 +79,10 @@ impl Source for Repository {
 
     fn blob(&self, digest: &Digest, size: u64, range: Option<Range<u64>>) -> Box<dyn Transfer> {
         Box::new(Self::blob(self, digest, size, range))
+    }
+
+    fn rest(&self, digest: &Digest, size: u64, from: u64) -> Box<dyn Transfer> {
+        Box::new(Self::blob(self, digest, size, Some(from..size)).passing_over())
     }
 }
 

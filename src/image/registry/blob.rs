@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -34,6 +35,8 @@ pub struct Blob {
     end: u64,
     position: u64,
     ranges: bool,
+    /// A server without ranges may send what comes before the part.
+    passes_over: bool,
     plan: Option<Plan>,
     transfer: Option<Transfer>,
 }
@@ -57,7 +60,15 @@ impl Blob {
         let range = range.unwrap_or(0..size);
         let end = range.end.min(size);
         let start = range.start.min(end);
-        Self { repository, digest, size, start, end, position: start, ranges: false, plan: None, transfer: None }
+        let (position, ranges, passes_over) = (start, false, false);
+        Self { repository, digest, size, start, end, position, ranges, passes_over, plan: None, transfer: None }
+    }
+
+    /// Has a server without ranges send the blob from its beginning, and passes over what comes before the part.
+    #[must_use]
+    pub fn passing_over(mut self) -> Self {
+        self.passes_over = true;
+        self
     }
 
     /// Sends the request and waits for the beginning of an answer, if none is being read.
@@ -102,7 +113,7 @@ impl Blob {
     ///
     /// # Errors
     /// [`RegistryError`], when no host gave more within the bounds on attempts; of kind `NoRanges` when a part that does
-    /// not begin the blob is wanted from a server that has no ranges; of kind `Mismatch` when the server's blob has
+    /// not begin the blob is wanted from a server that has no ranges, unless it is [`Self::passing_over`]; of kind `Mismatch` when the server's blob has
     /// another size.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, RegistryError> {
         loop {
@@ -157,8 +168,13 @@ impl Blob {
         let skip = match answer.response.status() {
             StatusCode::OK => {
                 self.check_size(&answer, &what, content_length(answered))?;
-                self.ranges = answered.get(header::ACCEPT_RANGES).is_some_and(|v| v == "bytes") && !part;
-                if self.position > 0 && self.position == self.start {
+                if part {
+                    // Whatever it says of itself.
+                    endpoint.no_ranges.store(true, Ordering::Relaxed);
+                }
+                self.ranges = answered.get(header::ACCEPT_RANGES).is_some_and(|v| v == "bytes")
+                    && !endpoint.no_ranges.load(Ordering::Relaxed);
+                if self.position > 0 && self.position == self.start && !self.passes_over {
                     let text = format!("{} has no ranges, so {what} cannot be fetched in parts", answer.from);
                     return Err(RegistryError::new(Kind::NoRanges, text));
                 }

@@ -32,11 +32,13 @@ pub(super) struct Endpoint {
     gate: Gate,
     /// Found out of order during this pull: asked last from then on.
     pub dead: AtomicBool,
+    /// Found to send whole blobs where parts are asked for.
+    pub no_ranges: AtomicBool,
 }
 
 impl Endpoint {
     pub fn new(peer: Peer, gate: Gate) -> Self {
-        Self { peer, gate, dead: AtomicBool::new(false) }
+        Self { peer, gate, dead: AtomicBool::new(false), no_ranges: AtomicBool::new(false) }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -42,9 +42,13 @@ pub struct Fake {
     /// What each chunk waits for.
     pub delay: Mutex<Duration>,
     pub chunk_bytes: AtomicUsize,
+    /// Whether parts are refused, though it is said that they can be asked for.
+    pub no_ranges: AtomicBool,
     /// Transfers now under way.
     pub under_way: AtomicUsize,
     pub most_under_way: AtomicUsize,
+    /// Transfers of what was left of a blob.
+    pub rests: AtomicUsize,
 }
 
 impl Fake {
@@ -63,8 +67,10 @@ impl Fake {
             stalled: Mutex::default(),
             delay: Mutex::default(),
             chunk_bytes: AtomicUsize::new(64 << 10),
+            no_ranges: AtomicBool::new(false),
             under_way: AtomicUsize::new(0),
             most_under_way: AtomicUsize::new(0),
+            rests: AtomicUsize::new(0),
         })
     }
 
@@ -189,7 +195,16 @@ impl Source for Repository {
             at: range.start,
             end: range.end,
             chunks: 0,
+            is_refused: range.start > 0 && self.fake.no_ranges.load(Ordering::Relaxed),
         })
+    }
+
+    fn rest(&self, digest: &Digest, size: u64, from: u64) -> Box<dyn Transfer> {
+        self.fake.rests.fetch_add(1, Ordering::Relaxed);
+        self.fake.transfers.lock().unwrap().push(digest.clone());
+        self.fake.under_way.fetch_add(1, Ordering::Relaxed);
+        let (fake, digest) = (Arc::clone(&self.fake), digest.clone());
+        Box::new(Part { fake, digest, at: from, end: size, chunks: 0, is_refused: false })
     }
 }
 
@@ -199,6 +214,7 @@ struct Part {
     at: u64,
     end: u64,
     chunks: usize,
+    is_refused: bool,
 }
 
 impl Transfer for Part {
@@ -206,6 +222,9 @@ impl Transfer for Part {
         Box::pin(async {
             if self.at >= self.end {
                 return Ok(None);
+            }
+            if self.is_refused {
+                return Err(RegistryError::new(RegistryErrorKind::NoRanges, "it has no ranges"));
             }
             self.chunks += 1;
             if self.chunks > 1 && self.fake.stalled.lock().unwrap().contains(&self.digest) {

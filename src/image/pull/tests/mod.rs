@@ -289,6 +289,22 @@ async fn a_slow_large_blob_is_fetched_in_parts() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registry_that_only_says_it_has_ranges_is_read_over_one_connection() {
+    let bench = bench();
+    let large = Blob::of(Layer::new().file("large", &noise(30 << 20, 5)).tar(), "none");
+    bench.fake.serve("app:1", &Layout::of(vec![large]));
+    bench.fake.chunk_bytes.store(1 << 20, Ordering::Relaxed);
+    bench.fake.no_ranges.store(true, Ordering::Relaxed);
+    *bench.fake.delay.lock().unwrap() = Duration::from_millis(15);
+    let image = bench.pull("reg.example/app:1").await.unwrap();
+    let content = std::fs::read(bench.store.layer_path(&image.layers[0]).join("large")).unwrap();
+    assert!(content == noise(30 << 20, 5));
+    assert!(!bench.fake.ranges.lock().unwrap().is_empty(), "parts were not tried");
+    assert_eq!(bench.fake.rests.load(Ordering::Relaxed), 1);
+    eventually(|| bench.fake.under_way.load(Ordering::Relaxed) == 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_network_is_not_far_ahead_of_a_reader_that_waits() {
     let bench = bench();
     // One chunk at a time may pass: what is taken beyond the queue would show.

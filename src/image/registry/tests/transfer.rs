@@ -127,6 +127,27 @@ async fn a_server_without_ranges_sends_the_beginning_again_and_it_is_passed_over
 }
 
 #[tokio::test]
+async fn a_server_that_only_says_it_has_ranges_is_found_out_once() {
+    let (_home, registry, repository, digest, bytes) = setting(500_000).await;
+    let size = bytes.len() as u64;
+    registry.misbehave("GET", "/blobs/", 9, Misdeed::FalseRanges);
+    let mut first = repository.blob(&digest, size, None);
+    first.open().await.unwrap();
+    assert!(first.ranges(), "it says so");
+    let mut part = repository.blob(&digest, size, Some(100_000..200_000));
+    fails(part.chunk().await, RegistryErrorKind::NoRanges, &["no ranges", &registry.host()]);
+    // What is left comes all the same, after what came already.
+    let mut rest = repository.blob(&digest, size, Some(100_000..size)).passing_over();
+    assert!(read(&mut rest).await.unwrap() == bytes[100_000..]);
+    assert!(!rest.ranges());
+    // And it is not believed again.
+    let mut other = repository.blob(&digest, size, None);
+    other.open().await.unwrap();
+    assert!(!other.ranges());
+    assert_eq!(ranges(&registry), ["", "bytes=100000-199999", "bytes=100000-499999", ""]);
+}
+
+#[tokio::test]
 async fn attempts_have_an_end() {
     let (_home, registry, repository, digest, bytes) = setting(100_000).await;
     registry.misbehave("GET", "/blobs/", 1000, Misdeed::TruncateAfter(1));
