@@ -24,7 +24,7 @@ use tokio_rustls::TlsConnector;
 use tower::Service;
 
 use crate::image::registry::error::chain;
-use crate::image::registry::hosts::{Host, Transport, is_loopback};
+use crate::image::registry::hosts::{Host, Transport, host_of, is_loopback};
 use crate::image::registry::tls::{self, Roots, TlsSettings};
 
 /// How long a TLS handshake may take.
@@ -41,8 +41,8 @@ pub(super) enum ConnectError {
     Tcp(String),
     #[error("{0}")]
     Files(String),
-    #[error("{error}; {}", tls::remedy(error))]
-    Tls { error: rustls::Error },
+    #[error("{error}; {}", tls::remedy(error, *is_stranger))]
+    Tls { error: rustls::Error, is_stranger: bool },
     #[error("the TLS handshake broke off: {0}")]
     Handshake(String),
     #[error("{0}")]
@@ -85,7 +85,10 @@ struct Inner {
     settings: TlsSettings,
     roots: Arc<Roots>,
     proxies: Arc<Proxies>,
+    /// For the configured host, on whatever port.
     tls: OnceCell<Configured>,
+    /// For all others.
+    strangers_tls: OnceCell<Configured>,
 }
 
 struct Configured(TlsConnector);
@@ -115,6 +118,7 @@ impl Connector {
             roots,
             proxies,
             tls: OnceCell::new(),
+            strangers_tls: OnceCell::new(),
         }))
     }
 
@@ -155,24 +159,31 @@ impl Inner {
             let (tcp, proxied) = self.tcp(uri, own).await?;
             return Ok(Stream { kind: Kind::Plain(tcp), proxied });
         }
-        let tls = self.tls.get_or_try_init(|| self.configure()).await?;
+        // What is configured for one host, trust above all, is for none that it names.
+        let is_stranger = !host_of(&self.authority).eq_ignore_ascii_case(host_of(host));
+        let tls = if is_stranger {
+            self.strangers_tls.get_or_try_init(|| self.configure(TlsSettings::of_strangers())).await?
+        } else {
+            self.tls.get_or_try_init(|| self.configure(self.settings.clone())).await?
+        };
         let (tcp, _) = self.tcp(uri, own).await?;
         match handshake(&tls.0, host, tcp).await {
             Ok(kind) => Ok(Stream { kind, proxied: false }),
             // Not TLS, by an entry that leaves it open: spoken to again, plainly.
-            Err(ConnectError::Handshake(_) | ConnectError::Tls { error: rustls::Error::InvalidMessage(_) })
+            Err(ConnectError::Handshake(_) | ConnectError::Tls { error: rustls::Error::InvalidMessage(_), .. })
                 if own && self.either =>
             {
                 let (tcp, proxied) = self.tcp(uri, own).await?;
                 self.plain.store(true, Ordering::Relaxed);
                 Ok(Stream { kind: Kind::Plain(tcp), proxied })
             }
+            Err(ConnectError::Tls { error, .. }) => Err(ConnectError::Tls { error, is_stranger }),
             Err(e) => Err(e),
         }
     }
 
-    async fn configure(&self) -> Result<Configured, ConnectError> {
-        let (settings, roots) = (self.settings.clone(), Arc::clone(&self.roots));
+    async fn configure(&self, settings: TlsSettings) -> Result<Configured, ConnectError> {
+        let roots = Arc::clone(&self.roots);
         let made = tokio::task::spawn_blocking(move || tls::configure(&settings, &roots)).await;
         let config = made.map_err(|e| ConnectError::Files(e.to_string()))?.map_err(ConnectError::Files)?;
         Ok(Configured(TlsConnector::from(Arc::new(config))))
@@ -237,7 +248,7 @@ async fn handshake(tls: &TlsConnector, host: &str, tcp: TcpStream) -> Result<Kin
         Err(_) => Err(ConnectError::Timeout(HANDSHAKE_TIMEOUT)),
         Ok(Ok(stream)) => Ok(Kind::Tls(Box::new(stream))),
         Ok(Err(e)) => Err(match e.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-            Some(error) => ConnectError::Tls { error: error.clone() },
+            Some(error) => ConnectError::Tls { error: error.clone(), is_stranger: false },
             None => ConnectError::Handshake(e.to_string()),
         }),
     }
@@ -266,8 +277,11 @@ impl Guard {
     fn forbids(self, ip: IpAddr) -> bool {
         let ip = ip.to_canonical();
         let special = match ip {
-            // Link-local holds the metadata services of most clouds; one has its own address.
-            IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast() || v4.octets() == [100, 100, 100, 200],
+            // Link-local holds the metadata services of most clouds; two have addresses of their own.
+            IpAddr::V4(v4) => {
+                let of_clouds = [[100, 100, 100, 200], [168, 63, 129, 16]];
+                v4.is_link_local() || v4.is_broadcast() || of_clouds.contains(&v4.octets())
+            }
             IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.segments() == [0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254],
         };
         special || ip.is_multicast() || ((ip.is_loopback() || ip.is_unspecified()) && !self.loopback_allowed)
@@ -389,6 +403,7 @@ mod tests {
             ("169.254.169.254", true, true),
             ("::ffff:169.254.169.254", true, true),
             ("100.100.100.200", true, true),
+            ("168.63.129.16", true, true),
             ("fe80::1", true, true),
             ("fd00:ec2::254", true, true),
             ("224.0.0.1", true, true),

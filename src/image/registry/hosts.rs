@@ -88,7 +88,15 @@ struct Section {
     host: Host,
     /// Whether it speaks of TLS at all: that makes `http://` try TLS first.
     names_tls: bool,
+    /// Whether it says that certificates are verified, or that they are not.
+    names_verification: bool,
     is_http: bool,
+}
+
+impl Section {
+    fn of(host: Host, names_tls: bool) -> Self {
+        Self { host, names_tls, names_verification: false, is_http: false }
+    }
 }
 
 /// The hosts for `registry` (host and port as in a reference). Blocks on small files.
@@ -98,7 +106,7 @@ struct Section {
 pub(super) fn load(directory: &Path, registry: &str) -> Result<Vec<Host>, RegistryError> {
     let mut sections = match find(directory, registry)? {
         Some(found) => read_directory(&found)?,
-        None => vec![Section { host: Host::everything(), names_tls: false, is_http: false }],
+        None => vec![Section::of(Host::everything(), false)],
     };
     if let Some(last) = sections.last_mut().filter(|last| last.host.authority.is_empty()) {
         fill_in(last, registry);
@@ -154,7 +162,7 @@ fn certificates(directory: &Path) -> Result<Section, RegistryError> {
         }
     }
     let names_tls = !host.ca.is_empty() || !host.client.is_empty();
-    Ok(Section { host, names_tls, is_http: false })
+    Ok(Section::of(host, names_tls))
 }
 
 /// The registry itself, as the last host, where the file names no other.
@@ -175,7 +183,7 @@ fn fill_in(section: &mut Section, registry: &str) {
         Some("80") => section.is_http = true,
         port => {
             section.is_http = !matches!(port, None | Some("443"));
-            host.skip_verify = true;
+            host.skip_verify |= !section.names_verification;
             section.names_tls = true;
         }
     }
@@ -196,12 +204,14 @@ fn port(authority: &str) -> Option<&str> {
     (!port.contains(']')).then_some(port)
 }
 
+/// `host` of `host[:port]`; addresses of IPv6 stay in brackets.
+pub(super) fn host_of(authority: &str) -> &str {
+    port(authority).map_or(authority, |port| &authority[..authority.len() - port.len() - 1])
+}
+
 /// Whether `host[:port]` is `localhost` or a loopback address, as written.
 pub(super) fn is_loopback(authority: &str) -> bool {
-    let host = match port(authority) {
-        Some(port) => &authority[..authority.len() - port.len() - 1],
-        None => authority,
-    };
+    let host = host_of(authority);
     let plain = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
     plain.eq_ignore_ascii_case("localhost") || plain.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
 }
@@ -244,7 +254,7 @@ fn parse(file: &Path, directory: &Path, text: &str) -> Result<Vec<Section>, Regi
 /// One host's keys. Those that are not known are passed over, as containerd does. The error is a reason for people.
 fn section(directory: &Path, server: &str, table: &DeTable<'_>) -> Result<Section, String> {
     let (mut host, is_http) = address(server, table)?;
-    let mut names_tls = false;
+    let (mut names_tls, mut names_verification) = (false, false);
     for (key, value) in table {
         let (key, value) = (key.get_ref().as_ref(), value.get_ref());
         match key {
@@ -259,7 +269,7 @@ fn section(directory: &Path, server: &str, table: &DeTable<'_>) -> Result<Sectio
             }
             "skip_verify" => {
                 host.skip_verify = value.as_bool().ok_or("skip_verify is neither true nor false")?;
-                names_tls = true;
+                (names_tls, names_verification) = (true, true);
             }
             "header" => host.header = headers(value)?,
             "dial_timeout" => {
@@ -269,7 +279,7 @@ fn section(directory: &Path, server: &str, table: &DeTable<'_>) -> Result<Sectio
             _ => {}
         }
     }
-    Ok(Section { host, names_tls, is_http })
+    Ok(Section { host, names_tls, names_verification, is_http })
 }
 
 fn address(server: &str, table: &DeTable<'_>) -> Result<(Host, bool), String> {

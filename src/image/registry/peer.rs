@@ -58,8 +58,8 @@ pub(super) struct Ask<'a> {
     pub headers: &'a [(HeaderName, HeaderValue)],
     /// Sent to this host alone.
     pub authorization: Option<&'a Secret>,
-    /// A form to post.
-    pub form: Option<String>,
+    /// A form to post, which may hold a password.
+    pub form: Option<Secret>,
     pub follow: Follow,
 }
 
@@ -67,7 +67,7 @@ pub(super) struct Ask<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Follow {
     Everywhere,
-    /// Only on the host that was asked: answers to requests that carry credentials of a token server.
+    /// Only on the host that was asked, or from there to TLS on it: requests that carry credentials for a token server.
     SameHost,
 }
 
@@ -117,7 +117,7 @@ impl Peer {
             let next = self.redirect(&response, &uri, over_tls).map_err(|reason| {
                 RegistryError::new(Kind::Protocol, format!("{from} answered {} with a redirect {reason}", ask.what))
             })?;
-            if ask.follow == Follow::SameHost && !same_host(&next, &uri) {
+            if ask.follow == Follow::SameHost && !is_as_safe(&uri, &next) {
                 let to = next.authority().map_or("", Authority::as_str);
                 let text = format!("{from} answered {} with a redirect to another host, {}", ask.what, clean(to));
                 return Err(RegistryError::new(Kind::Protocol, text));
@@ -129,8 +129,10 @@ impl Peer {
     }
 
     async fn send_once(&self, ask: &Ask<'_>, uri: &Uri) -> Result<Response<Incoming>, RegistryError> {
-        let own = same_host(uri, &ask.uri);
-        let mut request = Request::new(Full::new(Bytes::from(ask.form.clone().unwrap_or_default())));
+        let own = is_as_safe(&ask.uri, uri);
+        let mut request = Request::new(Full::new(Bytes::from(
+            ask.form.as_ref().map_or_else(String::new, |form| form.reveal().to_owned()),
+        )));
         *request.method_mut() = ask.method.clone();
         *request.uri_mut() = uri.clone();
         let headers = request.headers_mut();
@@ -238,9 +240,12 @@ impl Peer {
     pub async fn refusal(&self, answer: Answer, what: &str) -> RegistryError {
         let Answer { response, from, .. } = answer;
         let (status, headers) = (response.status(), response.headers().clone());
+        // Errors are shown to whoever had an image pulled, who need not be allowed to read what a host answers that a
+        // registry of his own named.
+        let is_own = from.eq_ignore_ascii_case(&self.host.authority);
         let said = match tokio::time::timeout(REFUSAL_TIME, beginning(response.into_body())).await {
-            Ok(bytes) => explain(&bytes),
-            Err(_) => String::new(),
+            Ok(bytes) if is_own => explain(&bytes),
+            _ => String::new(),
         };
         refused(status, &headers, &from, what, &said)
     }
@@ -294,6 +299,15 @@ pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
 
 fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
+}
+
+/// Whether what may be shown at `from` may be shown at `to`: the same host, or the same by TLS instead of without.
+fn is_as_safe(from: &Uri, to: &Uri) -> bool {
+    let is_upgrade = from.scheme() == Some(&Scheme::HTTP)
+        && to.scheme() == Some(&Scheme::HTTPS)
+        && from.host().map(str::to_ascii_lowercase) == to.host().map(str::to_ascii_lowercase)
+        && ((port(from), port(to)) == (80, 443) || port(from) == port(to));
+    is_upgrade || same_host(from, to)
 }
 
 /// Same scheme, host and port.
@@ -428,6 +442,34 @@ mod tests {
         assert!(!same("https://a", "http://a"));
         assert!(!same("https://a", "https://a:444"));
         assert!(!same("https://a", "https://a.b"));
+    }
+
+    #[test]
+    fn credentials_may_go_over_to_tls_on_the_same_host() {
+        let safe = |a: &str, b: &str| is_as_safe(&a.parse().unwrap(), &b.parse().unwrap());
+        assert!(safe("http://a/x", "https://A/y"));
+        assert!(safe("http://a:80", "https://a:443"));
+        assert!(safe("http://a:5000", "https://a:5000"));
+        assert!(safe("https://a", "https://a"));
+        assert!(!safe("https://a", "http://a"));
+        assert!(!safe("http://a", "https://a.b"));
+        assert!(!safe("http://a", "https://a:8443"));
+    }
+
+    #[test]
+    fn what_a_request_carries_is_not_shown() {
+        let (uri, secret) = (Uri::from_static("http://a/"), Secret::new("password=hunter2"));
+        let (method, follow) = (Method::POST, Follow::SameHost);
+        let ask = Ask {
+            what: "x",
+            method,
+            uri,
+            headers: &[],
+            authorization: Some(&secret),
+            form: Some(secret.clone()),
+            follow,
+        };
+        assert!(!format!("{ask:?}").contains("hunter2"));
     }
 
     #[test]

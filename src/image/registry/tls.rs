@@ -57,6 +57,11 @@ impl TlsSettings {
     pub fn of(host: &Host) -> Self {
         Self { ca: host.ca.clone(), client: host.client.clone(), skip_verify: host.skip_verify }
     }
+
+    /// For hosts that nobody configured: the system's authorities alone, and nothing is shown.
+    pub fn of_strangers() -> Self {
+        Self { ca: Vec::new(), client: Vec::new(), skip_verify: false }
+    }
 }
 
 /// A configuration for connections to one host. Blocks on files. The error is a sentence for people.
@@ -262,9 +267,14 @@ fn contains(text: &[u8], part: &[u8]) -> bool {
     !part.is_empty() && text.windows(part.len()).any(|window| window == part)
 }
 
-/// What to do about a certificate that was refused.
-pub(super) fn remedy(error: &rustls::Error) -> &'static str {
+/// What to do about a certificate that was refused, of the host that is configured or of one it names.
+pub(super) fn remedy(error: &rustls::Error, is_stranger: bool) -> &'static str {
     match error {
+        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::Other(_))
+            if is_stranger =>
+        {
+            "the registry sent us there, and its hosts.toml counts for the registry alone: add the authority to the system's"
+        }
         rustls::Error::InvalidCertificate(reason) => match reason {
             CertificateError::UnknownIssuer | CertificateError::Other(_) => {
                 "name its authority with `ca` in the registry's hosts.toml, or install ca-certificates"

@@ -5,7 +5,7 @@
 //!
 //! Where credentials go: to the host they belong to, and to the token server it names, if that is reached over TLS,
 //! or the registry itself is spoken to without TLS, when nothing is lost. Redirects of a token server are followed on
-//! the same host only.
+//! the same host only, unless the request carried nothing.
 //!
 //! Source: the distribution project's token authentication specification (GET, and POST of OAuth 2), RFC 6750, 7617.
 
@@ -30,8 +30,9 @@ const ANSWER_BYTES: u64 = 256 << 10;
 const TOKEN_BYTES: usize = 64 << 10;
 /// Bytes of a realm, a service or a scope.
 const FIELD_BYTES: usize = 4 << 10;
-/// Tokens kept over all registries.
+/// Tokens kept over all registries, and bytes of them with what they were got by.
 const KEPT: usize = 256;
+const KEPT_BYTES: usize = 1 << 20;
 /// What a token is good for if its server does not say (60 s by the specification), and the most that is believed.
 const DEFAULT_LIFE: Duration = Duration::from_secs(60);
 const LONGEST_LIFE: Duration = Duration::from_secs(3600);
@@ -70,10 +71,12 @@ impl Tokens {
             let now = Instant::now();
             map.retain(|_, known| !matches!(known, Known::Bearer { until, .. } if *until <= now));
         }
-        if map.len() >= KEPT
+        map.remove(key);
+        let mut bytes: usize = cost(key, &known) + map.iter().map(|(key, known)| cost(key, known)).sum::<usize>();
+        while (map.len() >= KEPT || bytes > KEPT_BYTES)
             && let Some(any) = map.keys().next().cloned()
         {
-            map.remove(&any);
+            bytes -= map.remove(&any).map_or(0, |gone| cost(&any, &gone));
         }
         map.insert(key.clone(), known);
     }
@@ -81,6 +84,18 @@ impl Tokens {
     fn forget(&self, key: &Key) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
     }
+}
+
+/// Bytes that an entry takes up, about.
+fn cost(key: &Key, known: &Known) -> usize {
+    let words = match known {
+        Known::Basic => 0,
+        Known::Bearer { bearer, token, .. } => {
+            let fields = [Some(&bearer.realm), bearer.service.as_ref(), bearer.scope.as_ref()];
+            token.reveal().len() + fields.into_iter().flatten().map(String::len).sum::<usize>()
+        }
+    };
+    size_of::<(Key, Known)>() + key.host.len() + key.repository.len() + words
 }
 
 /// The way into one repository at one host with one proof.
@@ -250,7 +265,7 @@ impl Gate {
         if let Some(service) = &bearer.service {
             fields.push(("service", service));
         }
-        let answer = self.request(peer, Method::POST, realm.clone(), None, Some(encode(&fields))).await?;
+        let answer = self.request(peer, Method::POST, realm.clone(), None, Some(Secret::new(encode(&fields)))).await?;
         self.read(peer, answer).await
     }
 
@@ -260,11 +275,12 @@ impl Gate {
         method: Method,
         uri: Uri,
         authorization: Option<&Secret>,
-        form: Option<String>,
+        form: Option<Secret>,
     ) -> Result<Answer, RegistryError> {
         let what = self.what();
         let headers: [(HeaderName, HeaderValue); 1] = [(header::ACCEPT, HeaderValue::from_static("application/json"))];
-        let follow = Follow::SameHost;
+        let carries_nothing = authorization.is_none() && form.is_none();
+        let follow = if carries_nothing { Follow::Everywhere } else { Follow::SameHost };
         peer.send(Ask { what: &what, method, uri, headers: &headers, authorization, form, follow }).await
     }
 
@@ -401,5 +417,15 @@ mod tests {
             tokens.put(&key, Known::Basic);
         }
         assert_eq!(tokens.0.lock().unwrap().len(), KEPT);
+        // Nor more bytes of them.
+        for n in 0..KEPT {
+            let key = Key { host: n.to_string(), repository: String::new(), proof: [0; 32] };
+            let bearer = Bearer { realm: "r".repeat(FIELD_BYTES), service: None, scope: None };
+            let token = Secret::new("t".repeat(TOKEN_BYTES));
+            tokens.put(&key, Known::Bearer { bearer, over_tls: true, token, until: Instant::now() + DEFAULT_LIFE });
+        }
+        let map = tokens.0.lock().unwrap();
+        let bytes: usize = map.iter().map(|(key, known)| cost(key, known)).sum();
+        assert!(bytes <= KEPT_BYTES && bytes > KEPT_BYTES / 2, "{bytes}");
     }
 }

@@ -225,3 +225,13 @@ fn unknown_keys_and_an_empty_file_are_passed_over() {
     assert_eq!(shown(&hosts("speed = 9\n[host.\"https://m\"]\nfuture = [1]\n")), ["Https m/v2", "Https r.example/v2"]);
     assert_eq!(shown(&hosts("")), ["Https r.example/v2"]);
 }
+
+#[test]
+fn a_file_may_have_a_loopback_registry_verified() {
+    for (text, skipped) in [("", true), ("skip_verify = false\n", false), ("skip_verify = true\n", true)] {
+        let root = directory(&[("localhost:5000/hosts.toml", &format!("# \n{text}"))]);
+        let hosts = load(root.path(), "localhost:5000").unwrap();
+        assert_eq!(shown(&hosts), ["Either localhost:5000/v2"], "{text}");
+        assert_eq!(hosts[0].skip_verify, skipped, "{text}");
+    }
+}

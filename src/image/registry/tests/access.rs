@@ -82,7 +82,7 @@ async fn tokens_are_fetched_once_and_kept_for_their_repository_and_credentials()
 
     // Other credentials do not profit from a token that is at hand.
     let stranger = home.open_with(&at("a"), &Credentials::password("you", "x")).await;
-    fails(stranger.resolve().await, RegistryErrorKind::Unauthorized, &[&tokens.host(), "incorrect username"]);
+    fails(stranger.resolve().await, RegistryErrorKind::Unauthorized, &[&tokens.host(), "check the credentials"]);
     let nobody = home.open(&at("a")).await;
     fails(nobody.resolve().await, RegistryErrorKind::Unauthorized, &[&tokens.host(), "token"]);
     assert_eq!(tokens.issued(), 2);
@@ -258,6 +258,38 @@ async fn a_token_server_that_leads_elsewhere_is_not_followed() {
     let repository = home.open_with(&format!("{}/a:1", registry.host()), &login()).await;
     fails(repository.resolve().await, RegistryErrorKind::Protocol, &["another host", &thief.host()]);
     assert!(thief.requests().is_empty());
+}
+
+#[tokio::test]
+async fn a_token_server_may_lead_elsewhere_who_shows_nothing() {
+    let open = || TokenServer::start(TokenPolicy::default());
+    let (first, second) = (open(), open());
+    let (home, registry) = (Home::new(), guarded(Access::tokens_of(&second)));
+    let challenge = format!("Bearer realm=\"{}\",service=\"tests\"", first.realm());
+    let headers = vec![("www-authenticate".to_owned(), challenge)];
+    registry.misbehave("*", "", 1, Misdeed::Status(401, headers, String::new()));
+    let there = format!("{}?scope=repository:a:pull&service=tests", second.realm());
+    first.misbehave("GET", "/token", 1, Misdeed::Redirect(there));
+    home.open(&format!("{}/a:1", registry.host())).await.resolve().await.unwrap();
+    assert_eq!((first.requests().len(), second.issued()), (1, 1));
+    assert_eq!(authorizations(&second.requests()), [""]);
+}
+
+/// A realm may be any address that we can reach and its author cannot.
+#[tokio::test]
+async fn what_a_host_says_that_a_registry_names_is_not_repeated() {
+    let (tokens, home) = (TokenServer::start(policy()), Home::new());
+    let registry = guarded(Access::tokens_of(&tokens));
+    let repository = home.open(&format!("{}/a:1", registry.host())).await;
+    for status in [400, 403, 404, 418] {
+        tokens.misbehave("GET", "/token", 1, Misdeed::Status(status, vec![], "internal secret".to_owned()));
+        let text = repository.resolve().await.unwrap_err().to_string();
+        assert!(text.contains(&tokens.host()) && !text.contains("secret"), "{status}: {text}");
+    }
+    // The registry itself may explain.
+    registry.misbehave("*", "", 9, Misdeed::Status(403, vec![], "not you".to_owned()));
+    let text = repository.manifest().await.unwrap_err().to_string();
+    assert!(text.contains("not you"), "{text}");
 }
 
 #[tokio::test]

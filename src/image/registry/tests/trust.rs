@@ -178,6 +178,31 @@ async fn a_token_server_without_tls_gets_nothing_for_a_registry_with_it() {
     assert_eq!(secure.issued(), 1);
 }
 
+/// That a registry on this machine is not verified says nothing about whom it names.
+#[tokio::test]
+async fn what_is_trusted_of_a_registry_is_not_of_whom_it_names() {
+    let users = vec![("me".to_owned(), "hunter2".to_owned())];
+    let policy = TokenPolicy { users, ..TokenPolicy::default() };
+    let (home, authority) = (Home::new(), Authority::new("ours"));
+    let names = ["127.0.0.1", "localhost"];
+    let tokens = TokenServer::with_tls(policy, Some(&authority.sign(&names)));
+    let registry = tls(authority.sign(&names), Some(&authority));
+    let host = registry.host();
+    home.write(&host, "ca.pem", authority.pem());
+    let me = authority.sign(&["me"]);
+    home.write(&host, "me.pem", &[me.certificate, me.key].concat());
+    let realm = tokens.realm().replace("127.0.0.1", "localhost");
+    let headers = vec![("www-authenticate".to_owned(), format!("Bearer realm=\"{realm}\""))];
+    registry.misbehave("*", "", 9, Misdeed::Status(401, headers, String::new()));
+    for keys in ["", "skip_verify = true\n", "skip_verify = false\nca = \"ca.pem\"\n"] {
+        home.hosts(&host, &format!("{keys}client = \"me.pem\"\n"));
+        let repository = home.open_with(&format!("{host}/a:1"), &Credentials::password("me", "hunter2")).await;
+        let text = fails(repository.manifest().await, RegistryErrorKind::Tls, &["localhost", "the system's"]);
+        assert!(!text.contains("hunter2"), "{text}");
+    }
+    assert!(tokens.requests().is_empty());
+}
+
 #[tokio::test]
 async fn a_host_that_speaks_plain_http_where_tls_is_due_is_not_spoken_to() {
     let (home, registry) = (Home::new(), Registry::start());
