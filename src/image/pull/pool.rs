@@ -1,10 +1,12 @@
 //! Layers in the making, shared by all pulls.
 //!
 //! One layer is made once, however many pulls of one registry want it. What nobody wants any more is given up; what
-//! is whole is kept a while for the next try. Layers of different registries are not shared before they are whole:
-//! else a registry that sends a byte a minute could hold up the images of another.
+//! is whole is kept a while for the next try. Only what is the same blob of the same registry is shared before it is
+//! whole: else a registry that sends a byte a minute, or an image that calls a huge or wrong blob by another's diff ID,
+//! could hold up or spoil the images of others.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -21,6 +23,7 @@ use super::source::Source;
 use crate::id::Digest;
 use crate::image::error::{ImageError, StoreError};
 use crate::image::import::FoundLayer;
+use crate::image::registry::RegistryError;
 use crate::image::stack::{self, Made};
 use crate::image::store::{Inner, lock};
 
@@ -41,15 +44,28 @@ const FLUSH_BYTES: u64 = 64 << 20;
 #[derive(Debug)]
 pub(super) struct Pool {
     slots: Mutex<HashMap<Key, Slot>>,
-    fetches: Arc<Lanes>,
-    unpacks: Arc<Lanes>,
+    pub fetches: Arc<Lanes>,
+    pub unpacks: Arc<Lanes>,
     pub read_ahead: Arc<Semaphore>,
     unflushed: AtomicU64,
     is_flushing: AtomicBool,
 }
 
-/// A registry and a diff ID.
-type Key = (String, Digest);
+/// What makes two layers in the making the same.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Key {
+    registry: String,
+    /// Digest and size.
+    blob: Option<(Digest, u64)>,
+    diff_id: Digest,
+}
+
+impl Key {
+    fn of(registry: &str, layer: &FoundLayer) -> Self {
+        let (blob, diff_id) = (layer.expected.blob.clone(), layer.expected.diff_id.clone());
+        Self { registry: registry.to_owned(), blob, diff_id }
+    }
+}
 
 #[derive(Debug)]
 enum Slot {
@@ -110,7 +126,7 @@ impl Pool {
 
     /// Joins the making of a layer, or starts it.
     pub fn join(self: &Arc<Self>, job: &Job, layer: &FoundLayer) -> Interest {
-        let key = (job.registry.clone(), layer.expected.diff_id.clone());
+        let key = Key::of(&job.registry, layer);
         let mut slots = lock(&self.slots);
         let (making, is_joined) = match slots.remove(&key) {
             Some(Slot::Making { making, interests }) => {
@@ -174,10 +190,7 @@ impl Pool {
             let _unpacking = self.unpacks.enter(job.pull).await;
             unpack(Arc::clone(&job.store), intake, layer.clone()).await
         };
-        // Each ends soon after the other failed: the pipe is between them.
-        let (fetched, unpacked) = tokio::join!(fetched, unpacked);
-        fetched?;
-        let made = unpacked?;
+        let made = both(fetched, unpacked).await?;
         state.send_modify(|state| state.taken = Some(size));
         self.flush(&job.store, made.bytes());
         Ok(Arc::new(made))
@@ -219,15 +232,22 @@ impl Pool {
         });
     }
 
-    /// Drops all layers that are kept for another try, now. Blocks.
-    pub fn drop_kept(&self) {
+    /// Whether the layer is there, whole.
+    pub fn has_whole(&self, registry: &str, layer: &FoundLayer) -> bool {
+        let slots = lock(&self.slots);
+        slots.get(&Key::of(registry, layer)).is_some_and(|slot| slot.making().is_whole())
+    }
+
+    /// Drops all layers that are kept for another try, now, but for these. Blocks.
+    pub fn drop_kept_but(&self, registry: &str, wanted: &[FoundLayer]) {
+        let wanted: Vec<Key> = wanted.iter().map(|layer| Key::of(registry, layer)).collect();
         let mut kept = Vec::new();
-        lock(&self.slots).retain(|_, slot| match slot {
-            Slot::Making { .. } => true,
-            Slot::Kept { making, .. } => {
+        lock(&self.slots).retain(|key, slot| match slot {
+            Slot::Kept { making, .. } if !wanted.contains(key) => {
                 kept.push(Arc::clone(making));
                 false
             }
+            _ => true,
         });
     }
 }
@@ -237,6 +257,12 @@ impl Slot {
         match self {
             Self::Making { making, .. } | Self::Kept { making, .. } => making,
         }
+    }
+}
+
+impl Making {
+    fn is_whole(&self) -> bool {
+        matches!(self.state.borrow().result, Some(Ok(_)))
     }
 }
 
@@ -265,6 +291,9 @@ impl Drop for Interest {
     fn drop(&mut self) {
         static SERIAL: AtomicU64 = AtomicU64::new(0);
         let Some(making) = self.making.take() else { return };
+        let result = making.state.borrow().result.clone();
+        // It may wait for a layer that just becomes visible: not while others wait for us.
+        let is_whole = matches!(result, Some(Ok(made)) if !made.is_committed());
         let mut slots = lock(&self.pool.slots);
         match slots.get_mut(&self.key) {
             Some(Slot::Making { making: there, interests }) if Arc::ptr_eq(there, &making) => {
@@ -278,7 +307,6 @@ impl Drop for Interest {
         }
         slots.remove(&self.key);
         making.task.abort();
-        let is_whole = matches!(&making.state.borrow().result, Some(Ok(made)) if !made.is_committed());
         if let (true, true, Ok(runtime)) = (is_whole, self.keep.load(Ordering::Relaxed), Handle::try_current()) {
             let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
             slots.insert(self.key.clone(), Slot::Kept { making, serial });
@@ -288,6 +316,23 @@ impl Drop for Interest {
         }
         drop(slots);
         drop_elsewhere(making);
+    }
+}
+
+/// Waits for both, or for the first error: no unpacking goes on without bytes, and none that failed waits for more.
+async fn both<T>(
+    fetched: impl Future<Output = Result<(), RegistryError>>,
+    unpacked: impl Future<Output = Result<T, PullError>>,
+) -> Result<T, PullError> {
+    let mut unpacked = pin!(unpacked);
+    tokio::select! {
+        fetched = fetched => {
+            let made = unpacked.await;
+            // What the unpacking says then is only that bytes are missing.
+            fetched?;
+            made
+        }
+        made = &mut unpacked => made,
     }
 }
 

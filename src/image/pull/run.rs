@@ -58,7 +58,7 @@ impl Run {
         let image = self.layers(source, found, &keep).await;
         if image.as_ref().is_err_and(is_full) {
             let pool = Arc::clone(&self.pool);
-            blocking(move || pool.drop_kept()).await?;
+            blocking(move || pool.drop_kept_but("", &[])).await?;
         }
         image
     }
@@ -74,30 +74,27 @@ impl Run {
         let Some(image) = self.store.get(&name) else {
             return Ok(None);
         };
-        // So that nobody removes it meanwhile.
-        let hold = self.store.hold(&image.layers);
-        if !self.store.has_layers(&image.layers) {
-            return Ok(None);
-        }
         let (store, tag) = (self.store.clone(), self.reference.tagged());
         let named = blocking(move || {
-            let image = store.inner.add_tag(&image.id, tag);
-            drop(hold);
-            image
-        });
-        let image = named.await??;
-        if let Some(image) = &image {
+            // So that nobody removes it meanwhile.
+            let _hold = store.hold(&image.layers);
+            if !store.has_layers(&image.layers) {
+                return Ok(None);
+            }
+            let Some(image) = store.inner.add_tag(&image.id, tag)? else { return Ok(None) };
             let present = |key: &String| LayerProgress {
                 // The blobs' digests are not needed any more, nor their sizes.
-                digest: self.store.inner.layers.record(key).map_or_else(|_| image.id.clone(), |record| record.diff_id),
+                digest: store.inner.layers.record(key).map_or_else(|_| image.id.clone(), |record| record.diff_id),
                 state: LayerState::Present,
                 done_bytes: 0,
                 total_bytes: 0,
             };
             let layers = image.layers.iter().rev().map(present).collect();
-            self.progress.send_replace(Progress { phase: Phase::Done, layers });
-        }
-        Ok(image)
+            Ok::<_, ImageError>(Some((image, layers)))
+        });
+        let Some((image, layers)) = named.await?? else { return Ok(None) };
+        self.progress.send_replace(Progress { phase: Phase::Done, layers });
+        Ok(Some(image))
     }
 
     /// Fetches what is missing and makes the image visible.
@@ -108,11 +105,18 @@ impl Run {
         keep: &Arc<AtomicBool>,
     ) -> Result<Arc<Image>, PullError> {
         let store = Arc::clone(&self.store.inner);
-        let images = vec![found];
-        let needed = stack::needed(&store, &images);
-        room(&store, &needed.missing)?;
-        self.announce(&images[0], &needed.missing);
         let registry = self.reference.registry().to_owned();
+        let looked = {
+            let (store, pool, registry) = (Arc::clone(&store), Arc::clone(&self.pool), registry.clone());
+            blocking(move || {
+                let images = vec![found];
+                let needed = stack::needed(&store, &images);
+                room(&store, &pool, &registry, &needed.missing)?;
+                Ok::<_, ImageError>((images, needed))
+            })
+        };
+        let (images, needed) = looked.await??;
+        self.announce(&images[0], &needed.missing);
         let job = Job { pull: self.serial, store, registry, source, keep: Arc::clone(keep) };
         let mut making = JoinSet::new();
         for layer in &needed.missing {
@@ -144,8 +148,10 @@ impl Run {
             return Err(error);
         }
         self.progress.send_modify(|progress| progress.phase = Phase::Committing);
-        let blobs =
-            PullBlobs { job, runtime: Handle::current(), pool: Arc::clone(&self.pool), failed: Mutex::default() };
+        // Dropped with this future: who stops waiting ends what is still fetched.
+        let (_wanted, given_up) = watch::channel(());
+        let (runtime, pool) = (Handle::current(), Arc::clone(&self.pool));
+        let blobs = PullBlobs { job, runtime, pool, given_up, failed: Mutex::default() };
         let image = blocking(move || commit(&blobs, images, needed, made)).await?;
         // What is not in use now is of no use: layers that were made again in their place.
         keep.store(false, Ordering::Relaxed);
@@ -222,6 +228,9 @@ fn commit(
         (Err(_), Some(error)) => return Err(error.into()),
         (finished, _) => finished?,
     };
+    if blobs.given_up.has_changed().is_err() {
+        return Err(PullError::Died);
+    }
     let mut id = None;
     for (image, keys) in images.iter().zip(keys) {
         store.publish(import::record(image, keys)?)?;
@@ -237,6 +246,8 @@ struct PullBlobs {
     job: Job,
     runtime: Handle,
     pool: Arc<Pool>,
+    /// Closed when nobody wants the image any more.
+    given_up: watch::Receiver<()>,
     failed: Mutex<Option<RegistryError>>,
 }
 
@@ -245,11 +256,34 @@ impl Blobs for PullBlobs {
         let Some((digest, size)) = layer.expected.blob.clone() else {
             return Err(ImageError::Missing { name: layer.blob.clone() });
         };
+        let (pull, mut given_up) = (self.job.pull, self.given_up.clone());
+        let _unpacking = self.runtime.block_on(async {
+            tokio::select! {
+                lane = self.pool.unpacks.enter(pull) => Some(lane),
+                // The unpacking below ends at once then.
+                _ = given_up.changed() => None,
+            }
+        });
         let (feed, intake) = pipe(QUEUE_BYTES);
         let source = Arc::clone(&self.job.source);
         let fetch = Fetch { source, digest, size, read_ahead: Arc::clone(&self.pool.read_ahead) };
-        let fetching = self.runtime.spawn(fetch.run(feed, |_| {}));
+        let fetches = Arc::clone(&self.pool.fetches);
+        let fetched = async move {
+            let _fetching = fetches.enter(pull).await;
+            fetch.run(feed, |_| {}).await
+        };
+        let fetching = self.runtime.spawn(async move {
+            tokio::select! {
+                fetched = fetched => fetched,
+                // The pipe goes with it, and so the unpacking ends.
+                _ = given_up.changed() => Ok(()),
+            }
+        });
         let made = Made::unpack(store, intake, &layer.expected, lower);
+        if made.is_err() {
+            // The network is not waited for.
+            fetching.abort();
+        }
         if let Ok(Err(error)) = self.runtime.block_on(fetching) {
             *lock(&self.failed) = Some(error);
         }
@@ -257,14 +291,22 @@ impl Blobs for PullBlobs {
     }
 }
 
-/// Refuses a pull early that cannot fit: what is unpacked is rarely smaller than its blob.
-fn room(store: &Inner, missing: &[FoundLayer]) -> Result<(), ImageError> {
+/// Refuses a pull early that cannot fit: what is unpacked is rarely smaller than its blob. Layers kept for the next try
+/// of other pulls make way. Blocks.
+fn room(store: &Inner, pool: &Pool, registry: &str, missing: &[FoundLayer]) -> Result<(), ImageError> {
     let dir = store.layers.dir();
-    let space = statvfs(dir).map_err(|e| StoreError::io("look at the free space of", dir, e.into()))?;
-    let free = space.blocks_available().saturating_mul(space.fragment_size());
-    let sizes = missing.iter().filter_map(|layer| Some(layer.expected.blob.as_ref()?.1));
+    let to_come = missing.iter().filter(|layer| !pool.has_whole(registry, layer));
+    let sizes = to_come.filter_map(|layer| Some(layer.expected.blob.as_ref()?.1));
     let wanted = sizes.fold(store.limits.reserve_bytes, u64::saturating_add);
-    if missing.is_empty() || wanted <= free {
+    let fits = || {
+        let space = statvfs(dir).map_err(|e| StoreError::io("look at the free space of", dir, e.into()))?;
+        Ok::<_, StoreError>(wanted <= space.blocks_available().saturating_mul(space.fragment_size()))
+    };
+    if missing.is_empty() || fits()? {
+        return Ok(());
+    }
+    pool.drop_kept_but(registry, missing);
+    if fits()? {
         return Ok(());
     }
     Err(StoreError::DiskFull { path: PathBuf::from(dir) }.into())

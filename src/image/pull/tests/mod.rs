@@ -404,3 +404,108 @@ async fn directories_that_are_implied_alike_need_no_second_unpacking() {
     let again = puller.pull("reg.example/other:1".parse().unwrap(), Credentials::anonymous()).finish().await.unwrap();
     assert_eq!(again.layers, other.layers);
 }
+
+/// An image may call any blob by any diff ID.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_blob_by_the_same_diff_id_holds_nobody_up() {
+    let bench = bench();
+    let tar = Layer::new().file("x", &noise(300_000, 1)).tar();
+    let (stuck, fine) = (Blob::of(tar.clone(), "none"), Blob::of(tar, "gzip"));
+    assert_eq!(stuck.diff_id, fine.diff_id);
+    bench.fake.serve("bad:1", &Layout::of(vec![stuck.clone()]));
+    bench.fake.serve("good:1", &Layout::of(vec![fine]));
+    bench.fake.stalled.lock().unwrap().push(blob_digest(&stuck));
+    let first = bench.start("reg.example/bad:1");
+    eventually(|| bench.fake.transfers_of(&blob_digest(&stuck)) == 1);
+    bench.pull("reg.example/good:1").await.unwrap();
+    drop(first);
+    bench.assert_tidy();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pull_given_up_while_it_commits_ends_what_it_still_fetches() {
+    let bench = bench();
+    let base = Layer::new().file("base", b"base").build();
+    let tar = Layer::new().link(EntryType::Link, "twin", "base").file("more", &noise(20_000, 1)).tar();
+    let reaching = Blob::of(tar, "none");
+    let digest = blob_digest(&reaching);
+    bench.fake.serve("app:1", &Layout::of(vec![base, reaching]));
+    bench.fake.chunk_bytes.store(1000, Ordering::Relaxed);
+    *bench.fake.delay.lock().unwrap() = Duration::from_millis(20);
+    let pulling = bench.start("reg.example/app:1");
+    let mut progress = pulling.progress();
+    let commits = progress.wait_for(|p| p.phase == Phase::Committing);
+    drop(tokio::time::timeout(Duration::from_secs(20), commits).await.unwrap().unwrap());
+    // The second time it never comes to its end.
+    bench.fake.stalled.lock().unwrap().push(digest.clone());
+    eventually(|| bench.fake.transfers_of(&digest) == 2);
+    assert_eq!(bench.fake.under_way.load(Ordering::Relaxed), 1);
+    drop(pulling);
+    eventually(|| bench.fake.under_way.load(Ordering::Relaxed) == 0);
+    // Nothing holds on to what was unpacked but the two layers kept for another try.
+    eventually(|| leftovers(bench.dir.path()) <= 2);
+    assert_eq!(bench.store.list(), []);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_unpacked_does_not_wait_for_the_network() {
+    let bench = bench();
+    // What is wrong stands at the beginning; the end never comes.
+    let tar = Layer::new().file("../../x", b"out").file("large", &noise(4 << 20, 1)).tar();
+    let blob = Blob::of(tar, "none");
+    bench.fake.serve("app:1", &Layout::of(vec![blob.clone()]));
+    bench.fake.chunk_bytes.store(2 << 20, Ordering::Relaxed);
+    bench.fake.stalled.lock().unwrap().push(blob_digest(&blob));
+    let reason = tokio::time::timeout(Duration::from_secs(10), bench.refusal("reg.example/app:1")).await.unwrap();
+    assert!(reason.contains("../../x"), "{reason}");
+    eventually(|| bench.fake.under_way.load(Ordering::Relaxed) == 0);
+}
+
+/// A store on a disk of its own, of this many MiB.
+fn on_small_disk(megabytes: u32) -> (Bench, Mounted) {
+    root_only();
+    let dir = tempfile::tempdir().unwrap();
+    let size = format!("size={megabytes}m");
+    nix::mount::mount(Some("tmpfs"), dir.path(), Some("tmpfs"), nix::mount::MsFlags::empty(), Some(size.as_str()))
+        .unwrap();
+    let mounted = Mounted(dir.path().to_owned());
+    let store = Store::with_limits(dir.path(), Limits { reserve_bytes: 1 << 20, ..Limits::default() }).unwrap();
+    let fake = Fake::new();
+    let puller = Puller::of(store.clone(), Arc::new(Arc::clone(&fake)));
+    (Bench { dir, store, fake, puller }, mounted)
+}
+
+struct Mounted(std::path::PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kept_layers_are_no_reason_to_refuse_a_pull() {
+    let (bench, _mounted) = on_small_disk(40);
+    let (large, stuck) = (layer(1, 20 << 20), layer(2, 400_000));
+    bench.fake.serve("app:1", &Layout::of(vec![large.clone(), stuck.clone()]));
+    bench.fake.serve("other:1", &Layout::of(vec![layer(3, 25 << 20)]));
+    let give_up = async || {
+        bench.fake.stalled.lock().unwrap().push(blob_digest(&stuck));
+        let pulling = bench.start("reg.example/app:1");
+        let mut progress = pulling.progress();
+        let one_is_whole = |p: &Progress| p.layers.iter().any(|l| l.state == LayerState::Unpacked);
+        drop(tokio::time::timeout(Duration::from_secs(30), progress.wait_for(one_is_whole)).await.unwrap().unwrap());
+        drop(pulling);
+        eventually(|| leftovers(bench.dir.path()) == 1);
+        bench.fake.stalled.lock().unwrap().clear();
+    };
+    // What is there already needs no room again.
+    give_up().await;
+    bench.pull("reg.example/app:1").await.unwrap();
+    assert_eq!(bench.fake.transfers_of(&blob_digest(&large)), 1);
+    bench.store.remove("reg.example/app:1").unwrap();
+    // And what is kept for another makes way.
+    give_up().await;
+    bench.pull("reg.example/other:1").await.unwrap();
+    drop((bench.puller, bench.store));
+}
