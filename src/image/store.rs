@@ -202,7 +202,10 @@ impl Store {
     /// # Errors
     /// [`ImageError`]; then nothing of the archive is visible and its space is given back.
     pub fn import(&self, path: &Path, name: Option<&str>) -> Result<Vec<Arc<Image>>, ImageError> {
-        let ids = import::import(&self.inner, path, name)?;
+        let imported = import::import(&self.inner, path, name);
+        // Buffers, windows, and code that nobody else runs.
+        crate::sys::memory::give_back().ok();
+        let ids = imported?;
         let images = self.inner.images();
         Ok(ids.iter().filter_map(|id| images.by_id.get(id).cloned()).collect())
     }

@@ -20,7 +20,7 @@ use aril::cli::args::{Global, ServeArgs};
 use aril::config::{Config, LogFormat, LogLevel};
 use aril::image::Reference;
 use aril::node::{Node, Settings};
-use aril::sys::process;
+use aril::sys::{memory, process};
 use aril::{cli, cri, observe};
 
 use self::listener::Bound;
@@ -29,6 +29,8 @@ use self::listener::Bound;
 const IDLE: Duration = Duration::from_secs(2);
 /// … and so long for the first, which may be gone again before the next glance.
 const IDLE_AT_FIRST: Duration = Duration::from_secs(10);
+/// After this, what only the start needed is given back.
+const SETTLED: Duration = Duration::from_millis(500);
 const GLANCE: Duration = Duration::from_millis(200);
 
 /// Serves until told to end.
@@ -72,6 +74,11 @@ async fn run(config: &Config, settings: Settings, exit_when_idle: bool) -> Resul
     let (pods, containers) = node.counts();
     info!(pid = std::process::id(), pods, containers, socket = %config.socket.display(), "daemon ready");
     notify::tell("READY=1");
+    tokio::spawn(async {
+        tokio::time::sleep(SETTLED).await;
+        // The start is over; what fails here costs a few pages.
+        memory::give_back().ok();
+    });
     let end_when_due = async {
         let reason = tokio::select! {
             reason = told_to_end() => reason?,

@@ -134,8 +134,16 @@ impl Puller {
         let task = tokio::spawn(async move {
             let outcome = run.run().await;
             // Who asks from now on starts anew.
-            lock(&shared.running).retain(|r| r.serial != serial);
+            let is_last = {
+                let mut running = lock(&shared.running);
+                running.retain(|r| r.serial != serial);
+                running.is_empty()
+            };
             result_in.send_replace(Some(outcome));
+            if is_last {
+                // Buffers, windows, and code that nobody else runs.
+                tokio::task::spawn_blocking(crate::sys::memory::give_back);
+            }
         });
         Running { serial, reference, credentials, waiters: 1, progress, result, task: task.abort_handle() }
     }
