@@ -21,7 +21,7 @@ use super::lanes::Lanes;
 use super::pipe::{Intake, pipe};
 use super::source::Source;
 use crate::id::Digest;
-use crate::image::error::{ImageError, StoreError};
+use crate::image::error::{ImageError, StoreError, UnpackError};
 use crate::image::import::FoundLayer;
 use crate::image::registry::RegistryError;
 use crate::image::stack::{self, Made};
@@ -181,16 +181,22 @@ impl Pool {
             return Err(PullError::Died);
         };
         let _fetching = self.fetches.enter(job.pull).await;
-        state.send_modify(|state| state.taken = Some(0));
-        let (feed, intake) = pipe(QUEUE_BYTES);
-        let source = Arc::clone(&job.source);
-        let fetch = Fetch { source, digest, size, read_ahead: Arc::clone(&self.read_ahead) };
-        let fetched = fetch.run(feed, |taken| state.send_modify(|state| state.taken = Some(taken)));
-        let unpacked = async {
-            let _unpacking = self.unpacks.enter(job.pull).await;
-            unpack(Arc::clone(&job.store), intake, layer.clone()).await
+        let made = loop {
+            state.send_modify(|state| state.taken = Some(0));
+            let (feed, intake) = pipe(QUEUE_BYTES);
+            let (source, digest) = (Arc::clone(&job.source), digest.clone());
+            let fetch = Fetch { source, digest: digest.clone(), size, read_ahead: Arc::clone(&self.read_ahead) };
+            let fetched = fetch.run(feed, |taken| state.send_modify(|state| state.taken = Some(taken)));
+            let unpacked = async {
+                let _unpacking = self.unpacks.enter(job.pull).await;
+                unpack(Arc::clone(&job.store), intake, layer.clone()).await
+            };
+            match both(fetched, unpacked).await {
+                // One mirror's damage is not the next one's.
+                Err(error) if is_of_the_bytes(&error) && job.source.distrust(&digest) => {}
+                made => break made?,
+            }
         };
-        let made = both(fetched, unpacked).await?;
         state.send_modify(|state| state.taken = Some(size));
         self.flush(&job.store, made.bytes());
         Ok(Arc::new(made))
@@ -316,6 +322,17 @@ impl Drop for Interest {
         }
         drop(slots);
         drop_elsewhere(making);
+    }
+}
+
+/// Whether other bytes might have been unpacked.
+fn is_of_the_bytes(error: &PullError) -> bool {
+    let PullError::Image(error) = error else { return false };
+    let ImageError::Unpack { source, .. } = &**error else { return false };
+    match source {
+        UnpackError::Damaged { .. } | UnpackError::Entry { .. } | UnpackError::Limit { .. } => true,
+        UnpackError::Mismatch { what, .. } => *what != "diff ID",
+        UnpackError::DiskFull { .. } | UnpackError::System { .. } | UnpackError::Read { .. } => false,
     }
 }
 

@@ -35,6 +35,8 @@ pub(in crate::image) trait Source: Debug + Send + Sync {
     fn blob(&self, digest: &Digest, size: u64, range: Option<Range<u64>>) -> Box<dyn Transfer>;
     /// A blob from this offset on; what a server without ranges sends before that is passed over.
     fn rest(&self, digest: &Digest, size: u64, from: u64) -> Box<dyn Transfer>;
+    /// Takes a blob no more from the hosts it came from, as its bytes were wrong; whether there is another host.
+    fn distrust(&self, digest: &Digest) -> bool;
 }
 
 /// A manifest or index.
@@ -83,6 +85,10 @@ impl Source for Repository {
 
     fn rest(&self, digest: &Digest, size: u64, from: u64) -> Box<dyn Transfer> {
         Box::new(Self::blob(self, digest, size, Some(from..size)).passing_over())
+    }
+
+    fn distrust(&self, digest: &Digest) -> bool {
+        Self::distrust(self, digest)
     }
 }
 

@@ -79,7 +79,7 @@ impl Blob {
         while self.transfer.is_none() && self.position < self.end {
             let mut plan = match self.plan.take() {
                 Some(plan) => plan,
-                None => self.repository.blob_plan()?,
+                None => self.repository.blob_plan(&self.digest)?,
             };
             let endpoint = plan.endpoint();
             match self.request(&endpoint).await {
@@ -199,6 +199,7 @@ impl Blob {
             }
             _ => return Err(endpoint.peer.refusal(answer, &what).await),
         };
+        self.repository.delivers(endpoint, &self.digest);
         let Answer { response, from, .. } = answer;
         let body = response.into_body();
         Ok(Transfer { body, from, skip, received: 0, waited: Duration::ZERO, came: 0 })

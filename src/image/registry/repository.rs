@@ -1,8 +1,9 @@
 //! One repository for the time of one pull: what a tag means, manifests, and the way to its blobs.
 
+use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
@@ -53,6 +54,30 @@ struct Inner {
     reference: Reference,
     endpoints: Vec<Arc<Endpoint>>,
     settings: RegistrySettings,
+    deliveries: Mutex<Deliveries>,
+}
+
+/// Which hosts sent bytes of a blob, and of which of them it is not taken any more.
+#[derive(Debug, Default)]
+struct Deliveries(HashMap<Digest, Vec<Delivery>>);
+
+#[derive(Debug)]
+struct Delivery {
+    endpoint: Arc<Endpoint>,
+    is_bad: bool,
+}
+
+impl Delivery {
+    /// Whether this host was found to send wrong bytes.
+    fn is_bad_of(&self, endpoint: &Arc<Endpoint>) -> bool {
+        self.is_bad && Arc::ptr_eq(&self.endpoint, endpoint)
+    }
+}
+
+impl Deliveries {
+    fn of(&self, digest: &Digest) -> &[Delivery] {
+        self.0.get(digest).map_or(&[], Vec::as_slice)
+    }
 }
 
 /// What a tag or digest stands for at the moment.
@@ -88,7 +113,7 @@ enum Need {
 
 impl Repository {
     pub(super) fn new(reference: Reference, endpoints: Vec<Arc<Endpoint>>, settings: RegistrySettings) -> Self {
-        Self(Arc::new(Inner { reference, endpoints, settings }))
+        Self(Arc::new(Inner { reference, endpoints, settings, deliveries: Mutex::default() }))
     }
 
     /// Asks what the reference's digest or tag stands for, without fetching it: one HEAD request, or a GET where the
@@ -223,17 +248,47 @@ impl Repository {
             let text = format!("{what} has {size} bytes, more than the {most} that are accepted");
             return Err(RegistryError::new(Kind::Limit, text));
         }
-        let mut blob = self.blob(digest, size, None);
-        let mut all = Vec::new();
-        while let Some(chunk) = blob.chunk().await? {
-            all.extend_from_slice(&chunk);
+        loop {
+            let mut blob = self.blob(digest, size, None);
+            let mut all = Vec::new();
+            while let Some(chunk) = blob.chunk().await? {
+                all.extend_from_slice(&chunk);
+            }
+            let actual = Digest::sha256(Sha256::digest(&all).into());
+            if actual == *digest {
+                return Ok(all.into());
+            }
+            if !self.distrust(digest) {
+                return Err(mismatch(self.0.reference.registry(), &what, &actual, digest));
+            }
         }
-        let actual = Digest::sha256(Sha256::digest(&all).into());
-        if actual == *digest {
-            Ok(all.into())
-        } else {
-            Err(mismatch(self.0.reference.registry(), &what, &actual, digest))
+    }
+
+    /// Takes the blob no more from the hosts that have sent bytes of it, which were not those of its digest. Returns
+    /// whether there is another host to ask.
+    #[must_use]
+    pub fn distrust(&self, digest: &Digest) -> bool {
+        let mut deliveries = self.deliveries();
+        for delivery in deliveries.0.get_mut(digest).into_iter().flatten() {
+            let host = &delivery.endpoint.peer.host.authority;
+            tracing::warn!(host, blob = %digest, "registry host sent other bytes than those of the digest");
+            delivery.is_bad = true;
         }
+        let bad = deliveries.of(digest);
+        self.0.endpoints.iter().filter(|e| e.peer.host.pull).any(|e| !bad.iter().any(|bad| bad.is_bad_of(e)))
+    }
+
+    /// Remembers who sends bytes of a blob.
+    pub(super) fn delivers(&self, endpoint: &Arc<Endpoint>, digest: &Digest) {
+        let mut deliveries = self.deliveries();
+        let by_now = deliveries.0.entry(digest.clone()).or_default();
+        if !by_now.iter().any(|delivery| Arc::ptr_eq(&delivery.endpoint, endpoint)) {
+            by_now.push(Delivery { endpoint: Arc::clone(endpoint), is_bad: false });
+        }
+    }
+
+    fn deliveries(&self) -> MutexGuard<'_, Deliveries> {
+        self.0.deliveries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The reference this was opened for.
@@ -250,9 +305,22 @@ impl Repository {
         format!("blob {digest} of {}", self.0.reference.repository())
     }
 
-    /// The hosts that blobs may come from.
-    pub(super) fn blob_plan(&self) -> Result<Plan, RegistryError> {
-        self.plan(Need::Content)
+    /// The hosts that a blob may come from.
+    pub(super) fn blob_plan(&self, digest: &Digest) -> Result<Plan, RegistryError> {
+        let bad: Vec<Arc<Endpoint>> = {
+            let deliveries = self.deliveries();
+            deliveries.of(digest).iter().filter(|d| d.is_bad).map(|d| Arc::clone(&d.endpoint)).collect()
+        };
+        let able = |e: &&Arc<Endpoint>| e.peer.host.pull && !bad.iter().any(|bad| Arc::ptr_eq(bad, e));
+        match Plan::new(self.0.endpoints.iter().filter(able).cloned()) {
+            Some(plan) => Ok(plan),
+            None if bad.is_empty() => self.plan(Need::Content),
+            None => {
+                let what = self.blob_name(digest);
+                let text = format!("every host for {} sent {what} damaged or forged", self.0.reference.registry());
+                Err(RegistryError::new(Kind::Mismatch, text))
+            }
+        }
     }
 
     /// Asks one host for a blob, with credentials where it wants them.

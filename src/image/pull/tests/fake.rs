@@ -49,6 +49,8 @@ pub struct Fake {
     pub most_under_way: AtomicUsize,
     /// Transfers of what was left of a blob.
     pub rests: AtomicUsize,
+    /// What another host has by a digest.
+    pub mirrored: Mutex<BTreeMap<Digest, Vec<u8>>>,
 }
 
 impl Fake {
@@ -71,6 +73,7 @@ impl Fake {
             under_way: AtomicUsize::new(0),
             most_under_way: AtomicUsize::new(0),
             rests: AtomicUsize::new(0),
+            mirrored: Mutex::default(),
         })
     }
 
@@ -197,6 +200,13 @@ impl Source for Repository {
             chunks: 0,
             is_refused: range.start > 0 && self.fake.no_ranges.load(Ordering::Relaxed),
         })
+    }
+
+    fn distrust(&self, digest: &Digest) -> bool {
+        let other = self.fake.mirrored.lock().unwrap().remove(digest);
+        let is_another = other.is_some();
+        other.into_iter().for_each(|bytes| self.fake.put(digest, &bytes));
+        is_another
     }
 
     fn rest(&self, digest: &Digest, size: u64, from: u64) -> Box<dyn Transfer> {

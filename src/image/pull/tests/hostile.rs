@@ -152,3 +152,28 @@ async fn a_pull_that_cannot_fit_is_refused_before_it_begins() {
     assert!(matches!(&error, PullError::Image(e) if matches!(**e, ImageError::Store(_))));
     assert_eq!(bench.fake.transfers.lock().unwrap().len(), 0);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_layer_that_one_host_spoilt_comes_from_the_next() {
+    let bench = bench();
+    for (seed, how, at) in [(1, "gzip", 50_000), (2, "none", 50_000), (3, "none", 3), (4, "zstd", 0)] {
+        let blob = Blob::of(Layer::new().file("x", &noise(100_000, seed)).tar(), how);
+        bench.fake.serve("app:1", &Layout::of(vec![blob.clone()]));
+        let digest = blob_digest(&blob);
+        let mut spoilt = blob.bytes.clone();
+        spoilt[at] ^= 1;
+        bench.fake.put(&digest, &spoilt);
+        bench.fake.mirrored.lock().unwrap().insert(digest.clone(), blob.bytes.clone());
+        bench.pull("reg.example/app:1").await.unwrap();
+        assert_eq!(bench.fake.transfers_of(&digest), 2, "{how}");
+        bench.assert_tidy();
+    }
+    // What its author made wrong is asked for once.
+    let blob = layer(7, 1000);
+    let mut image = Layout::of(vec![blob.clone()]);
+    image.config["rootfs"]["diff_ids"][0] = json!(kit::digest(b"another").as_str());
+    bench.fake.serve("app:2", &image);
+    bench.fake.mirrored.lock().unwrap().insert(blob_digest(&blob), blob.bytes.clone());
+    says(&bench.refusal("reg.example/app:2").await, "diff ID");
+    assert_eq!(bench.fake.transfers_of(&blob_digest(&blob)), 1);
+}

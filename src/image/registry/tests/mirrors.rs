@@ -96,6 +96,27 @@ async fn when_all_fail_the_last_counts_and_the_others_are_mentioned() {
 }
 
 #[tokio::test]
+async fn a_blob_that_one_mirror_spoilt_comes_from_the_next() {
+    let (home, mirror, server) = (Home::new(), Registry::start(), Registry::start());
+    let blob = mirror.add_blob("a", &noise(1000)).parse().unwrap();
+    server.add_blob("a", &noise(1000));
+    home.hosts("r.example", &format!("server = \"{}\"\n{}", server.url(""), entry(&mirror, "")));
+    mirror.misbehave("GET", "/blobs/", 9, Misdeed::Garble);
+    let repository = home.open("r.example/a:1").await;
+    assert!(repository.small_blob(&blob, 1000, 1000).await.unwrap() == noise(1000));
+    assert_eq!((mirror.requests().len(), server.requests().len()), (1, 1));
+    // Of this blob it is not asked again; large ones are given up by whoever compares their digest.
+    assert_eq!(read(&mut repository.blob(&blob, 1000, None)).await.unwrap().len(), 1000);
+    assert_eq!(mirror.requests().len(), 1);
+    assert!(!repository.distrust(&blob));
+    fails(
+        read(&mut repository.blob(&blob, 1000, None)).await,
+        RegistryErrorKind::Mismatch,
+        &["every host", "r.example"],
+    );
+}
+
+#[tokio::test]
 async fn paths_and_headers_are_as_configured() {
     let (home, mirror) = (Home::new(), Registry::start());
     small(&mirror, "a", "1");
