@@ -53,7 +53,11 @@ critest: deps ## Run Kubernetes' conformance suite for runtimes; needs root and 
 	$(CARGO) build --bin aril --bin aril-shim
 	tests/critest/run
 
-demo: deps build ## Show a pod that outlives its daemon, in a folder of its own; needs root
+.PHONY: need-root
+need-root:
+	@[ "$$(id -u)" = 0 ] || { echo "containers need root; run it with sudo" >&2; exit 1; }
+
+demo: need-root deps build ## Show a pod that outlives its daemon, in a folder of its own; needs root
 	@examples/demo
 
 bench: deps build ## Measure aril beside the bare kernel and containerd; BENCH_ARGS=--install installs the latter

@@ -352,8 +352,8 @@ pub enum ImageCommand {
     Import(ImportArgs),
     /// List images
     Ls,
-    /// Remove images
-    Rm(ImageNames),
+    /// Remove names of images, and images with their last name
+    Rm(ImageRmArgs),
     /// Remove images that nothing uses
     Prune(PruneArgs),
     /// Show all that is known about images
@@ -428,6 +428,17 @@ pub struct ImportArgs {
     pub name: Option<String>,
     /// Directory or archive
     pub path: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[allow(missing_docs)]
+pub struct ImageRmArgs {
+    /// Also images that containers use, and by its id an image with several names
+    #[arg(short, long)]
+    pub force: bool,
+    /// References, or beginnings of ids
+    #[arg(required = true, value_name = "IMAGE")]
+    pub images: Vec<String>,
 }
 
 #[derive(Debug, Args)]

@@ -2,14 +2,13 @@
 
 use serde::Serialize;
 
-use super::args::{ImportArgs, Output};
+use super::args::{ImageRmArgs, ImportArgs, Output};
 use super::connect::{Daemon, absolute};
 use super::error::CliError;
 use super::output::{self, Rows, short};
-use super::remove::each;
-use super::request;
+use super::remove::each_told;
 use crate::api::cri;
-use crate::api::node::{ImportImageRequest, ImportedImage};
+use crate::api::node::{ImportImageRequest, ImportedImage, RemoveImageRequest, RemoveImageResponse};
 
 /// An image as programs get it.
 #[derive(Debug, Serialize)]
@@ -105,23 +104,22 @@ fn imported_json(images: &[ImportedImage]) -> Result<String, CliError> {
 }
 
 /// `aril image rm`.
-pub(super) async fn rm(daemon: &Daemon, names: &[String]) -> Result<(), CliError> {
-    each(names, |name| {
+pub(super) async fn rm(daemon: &Daemon, args: &ImageRmArgs) -> Result<(), CliError> {
+    each_told(&args.images, |name| {
         let mut daemon = daemon.clone();
-        async move { remove(&mut daemon, name).await }
+        async move {
+            let request = RemoveImageRequest { reference: name.to_owned(), force: args.force };
+            Ok(gone(&daemon.node.remove_image(request).await?.into_inner()))
+        }
     })
     .await
 }
 
-/// To CRI removing an unknown image is success; to a person it is a typing error.
-async fn remove(daemon: &mut Daemon, name: &str) -> Result<(), CliError> {
-    let image = Some(request::image(name));
-    let request = cri::ImageStatusRequest { image: image.clone(), verbose: false };
-    if daemon.images.image_status(request).await?.into_inner().image.is_none() {
-        return Err(CliError::NotFound { kind: "image", name: name.to_owned(), list: "aril image ls" });
-    }
-    daemon.images.remove_image(cri::RemoveImageRequest { image }).await?;
-    Ok(())
+/// A line for each name, and one for the image.
+fn gone(answer: &RemoveImageResponse) -> String {
+    let names = answer.names.iter().map(|name| format!("untagged {name}\n"));
+    let image = answer.removed.then(|| format!("removed {}\n", short(&answer.id)));
+    names.chain(image).collect()
 }
 
 #[cfg(test)]

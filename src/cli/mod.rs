@@ -107,9 +107,12 @@ fn dispatch(cli: &Cli) -> Result<u8, CliError> {
 async fn with_daemon(cli: &Cli, config: &Config) -> Result<u8, CliError> {
     let output = cli.global.output;
     let connected = match &cli.command {
-        Command::Run(_) | Command::Create(_) | Command::Pod(PodCommand::Create(_)) => {
-            Daemon::connect_or_start(config, &cli.global).await
-        }
+        // What is about images finds them on the disk, whether a daemon was there before or not.
+        Command::Run(_)
+        | Command::Create(_)
+        | Command::Pod(PodCommand::Create(_))
+        | Command::Pull(_)
+        | Command::Image(_) => Daemon::connect_or_start(config, &cli.global).await,
         _ => Daemon::connect(config, &cli.global).await,
     };
     if let Command::Version = cli.command {
@@ -142,7 +145,7 @@ async fn act(daemon: &mut Daemon, command: &Command, output: Output) -> Result<(
         Command::Image(ImageCommand::Verify(args)) => verify::verify(daemon, &args.images, output).await,
         Command::Image(ImageCommand::Import(args)) => image::import(daemon, args, output).await,
         Command::Image(ImageCommand::Ls) => image::ls(daemon, output).await,
-        Command::Image(ImageCommand::Rm(args)) => image::rm(daemon, &args.images).await,
+        Command::Image(ImageCommand::Rm(args)) => image::rm(daemon, args).await,
         Command::Image(ImageCommand::Inspect(args)) => inspect::images(daemon, &args.images, output).await,
         Command::Info => about::info(daemon, output).await,
         // Dealt with before.

@@ -17,10 +17,22 @@ pub(super) async fn each<'a, F>(names: &'a [String], mut act: impl FnMut(&'a str
 where
     F: Future<Output = Result<(), CliError>>,
 {
+    each_told(names, |name| {
+        let done = act(name);
+        async move { done.await.map(|()| format!("{name}\n")) }
+    })
+    .await
+}
+
+/// Does `act` for every name, printing what it tells and complaining of failures.
+pub(super) async fn each_told<'a, F>(names: &'a [String], mut act: impl FnMut(&'a str) -> F) -> Result<(), CliError>
+where
+    F: Future<Output = Result<String, CliError>>,
+{
     let mut failed = 0;
     for name in names {
         match act(name).await {
-            Ok(()) => output::print(&format!("{name}\n"))?,
+            Ok(told) => output::print(&told)?,
             Err(e) if names.len() == 1 => return Err(e),
             Err(e) => {
                 output::complain(&e.to_string());

@@ -30,6 +30,7 @@ impl Node for Service {
             return Err(invalid("path", "not absolute"));
         }
         let images = self.node.images().clone();
+        let _at_work = self.node.at_work();
         let reference = (!reference.is_empty()).then_some(reference);
         let imported = tokio::task::spawn_blocking(move || images.import(&path, reference.as_deref())).await;
         let imported = imported.map_err(|e| Status::internal(e.to_string()))?.map_err(|e| import(&e))?;
@@ -47,8 +48,16 @@ impl Node for Service {
         super::pull::for_people(&self.node, request.into_inner()).map(Response::new)
     }
 
+    async fn remove_image(&self, request: Request<RemoveImageRequest>) -> Answer<RemoveImageResponse> {
+        let RemoveImageRequest { reference, force } = request.into_inner();
+        let node = Arc::clone(&self.node);
+        let removed = tokio::task::spawn_blocking(move || remove(&node, &reference, force)).await;
+        removed.map_err(|e| Status::internal(e.to_string()))?.map(Response::new)
+    }
+
     async fn verify_image(&self, request: Request<VerifyImageRequest>) -> Answer<VerifyImageResponse> {
         let VerifyImageRequest { reference } = request.into_inner();
+        let _at_work = self.node.at_work();
         let images = self.node.images().clone();
         let wanted = reference.clone();
         let verified = tokio::task::spawn_blocking(move || images.verify(&wanted)).await;
@@ -141,4 +150,36 @@ impl Node for Service {
             started_at: self.node.started_at(),
         }))
     }
+}
+
+/// Takes one name from an image, and the image with its last one; by its id the image.
+fn remove(node: &node::Node, reference: &str, force: bool) -> Result<RemoveImageResponse, Status> {
+    let Some(image) = node.images().get(reference) else {
+        return Err(Status::not_found(format!("no image has the name or id {reference:?}; see `aril image ls`")));
+    };
+    let id = image.id.to_string();
+    let name = node.images().name(reference);
+    if let Some(name) = name {
+        // A digest alone is a name; beside tags, or a tag beside it, it goes with the last of those.
+        let is_tag = image.repo_tags.contains(&name);
+        let others = image.repo_tags.iter().chain(if is_tag { &[][..] } else { &image.repo_digests[..] });
+        if others.clone().any(|other| *other != name) {
+            node.images().untag(&name).map_err(|e| image_store(&e))?;
+            return Ok(RemoveImageResponse { id, names: vec![name], removed: false });
+        }
+    } else if image.repo_tags.len() > 1 && !force {
+        let names = image.repo_tags.join(", ");
+        let message = format!("image {reference} is called {names}; remove one of the names, or all with -f");
+        return Err(Status::failed_precondition(message));
+    }
+    if let Some(container) = node.containers_of(&image.id).first()
+        && !force
+    {
+        let (id, name) = (container.id.short(), container.name().0);
+        let message = format!("container {name} ({id}) uses image {reference}; remove it first, or the image with -f");
+        return Err(Status::failed_precondition(message));
+    }
+    node.images().remove(&id).map_err(|e| image_store(&e))?;
+    let names = image.repo_tags.iter().chain(&image.repo_digests).cloned().collect();
+    Ok(RemoveImageResponse { id, names, removed: true })
 }

@@ -48,7 +48,9 @@ pub(super) fn for_people(node: &Node, request: PullImageRequest) -> Result<PullS
     });
     let (full, pulling) = begin(node, &reference, login.as_ref())?;
     let (sender, receiver) = mpsc::channel(BACKLOG);
+    let at_work = node.at_work();
     tokio::spawn(async move {
+        let _at_work = at_work;
         let result = tokio::select! {
             result = watch(pulling, &sender) => result,
             // Whoever watched has gone, and with this the interest in the pull.

@@ -195,6 +195,36 @@ impl Store {
         Ok(true)
     }
 
+    /// The name of an image that a reference is, in full; none if it means the image by its id, or none at all.
+    #[must_use]
+    pub fn name(&self, reference: &str) -> Option<String> {
+        let digits = reference.strip_prefix("sha256:").unwrap_or(reference);
+        if format!("sha256:{digits}").parse::<Digest>().is_ok() {
+            return None;
+        }
+        let parsed = reference.parse::<Reference>().ok()?;
+        let name = parsed.digest().map(|d| parsed.with_digest(d)).or(parsed.tagged())?;
+        self.inner.images().by_name.contains_key(&name).then_some(name)
+    }
+
+    /// Takes a name, as [`Store::name`] gives it, from the image that has it, which stays. Blocks.
+    ///
+    /// # Errors
+    /// [`StoreError`] if its record cannot be read or written; it then keeps the name.
+    pub fn untag(&self, name: &str) -> Result<(), StoreError> {
+        let _writer = lock(&self.inner.writer);
+        let Some(id) = self.inner.images().by_name.get(name).cloned() else { return Ok(()) };
+        let path = self.inner.record_path(&id);
+        let mut record = ImageRecord::read(&path).map_err(|e| StoreError::io("read", &path, e))?;
+        record.tags.remove(name);
+        record.digests.remove(name);
+        record.write(&path).map_err(|e| StoreError::io("write", &path, e))?;
+        if let Ok(image) = self.inner.image(&record) {
+            self.inner.images().insert(image);
+        }
+        Ok(())
+    }
+
     /// Imports all images for this machine from an OCI image layout (a folder or a tar) or an archive of
     /// `docker save`, compressed or not. `name` replaces the names in it, if it holds one image. An image that is
     /// there already gets the new names too; a name that another image had moves. Blocks.

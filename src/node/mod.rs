@@ -82,6 +82,8 @@ pub struct Node {
     pod_cidr: Mutex<String>,
     warned: Mutex<BTreeSet<String>>,
     exec_memory: capture::Budget,
+    /// Held by whoever is at work for a caller though there may be no pod.
+    work: Arc<()>,
     /// Containers that run and of which nothing is known any more.
     forlorn: Mutex<BTreeSet<ContainerId>>,
 }
@@ -117,6 +119,7 @@ impl Node {
             pod_cidr: Mutex::default(),
             warned: Mutex::default(),
             exec_memory: capture::Budget::default(),
+            work: Arc::default(),
             forlorn: Mutex::default(),
         });
         recover::recover(&node).await?;
@@ -133,6 +136,18 @@ impl Node {
     #[must_use]
     pub fn puller(&self) -> &image::Puller {
         &self.puller
+    }
+
+    /// Keeps a daemon from being idle while it is held.
+    #[must_use]
+    pub fn at_work(&self) -> Arc<()> {
+        Arc::clone(&self.work)
+    }
+
+    /// Whether there is neither a pod nor work for a caller.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.counts().0 == 0 && Arc::strong_count(&self.work) == 1
     }
 
     /// Whether the configuration wants the image kept, by any of its names.

@@ -44,6 +44,12 @@ pub struct ContainerUsage {
 }
 
 impl Node {
+    /// Containers, running or not, that were made of an image or have it as a volume.
+    #[must_use]
+    pub fn containers_of(&self, image: &Digest) -> Vec<Arc<ContainerRecord>> {
+        self.containers().into_iter().filter(|c| uses(c, image)).collect()
+    }
+
     /// What every image and container occupies. Blocks: walks what containers wrote.
     #[must_use]
     pub fn disk_usage(&self) -> (Vec<ImageUsage>, Vec<ContainerUsage>) {
@@ -55,6 +61,11 @@ impl Node {
         };
         (images, containers.into_iter().map(written).collect())
     }
+}
+
+/// Whether a container was made of an image or has it as a volume.
+fn uses(record: &ContainerRecord, id: &Digest) -> bool {
+    record.image_id == *id || record.image_volumes.iter().any(|v| v.image_id == *id)
 }
 
 fn image_usage(
@@ -69,9 +80,6 @@ fn image_usage(
             *owners.entry(key).or_default() += 1;
         }
     }
-    let uses = |record: &&Arc<ContainerRecord>, id: &Digest| {
-        record.image_id == *id || record.image_volumes.iter().any(|v| v.image_id == *id)
-    };
     let usage = |image: &Arc<Image>| {
         let own: BTreeSet<&String> = image.layers.iter().filter(|key| owners.get(key.as_str()) == Some(&1)).collect();
         ImageUsage {

@@ -138,17 +138,19 @@ async fn told_to_end() -> std::io::Result<&'static str> {
     }
 }
 
-/// Waits until there has been no pod for a while.
+/// Waits until there has been no pod, and nothing to do, for a while.
 async fn idle(node: &Node) {
     let mut patience = IDLE_AT_FIRST;
     let mut without = Duration::ZERO;
     while without < patience {
         tokio::time::sleep(GLANCE).await;
+        if node.is_idle() {
+            without += GLANCE;
+            continue;
+        }
+        without = Duration::ZERO;
         if node.counts().0 > 0 {
             patience = IDLE;
-            without = Duration::ZERO;
-        } else {
-            without += GLANCE;
         }
     }
 }

@@ -263,7 +263,7 @@ fn it_tells_what_it_is_and_what_the_machine_offers() {
 fn without_a_daemon_it_says_how_to_start_one() {
     let node = start();
     node.kill_daemon();
-    for arguments in [&["ps"][..], &["logs", "x"], &["image", "ls"]] {
+    for arguments in [&["ps"][..], &["logs", "x"], &["rm", "x"]] {
         let output = aril(&node, arguments);
         let told = text(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{told}");
@@ -291,6 +291,65 @@ fn run_brings_a_daemon_up_for_as_long_as_its_pods_live() {
     assert!(process_alive(daemon));
     assert!(with_places(&node, &["rm", "--force", "alone"]).status().unwrap().success());
     wait_for("the end of a daemon without pods", PATIENCE, || (!process_alive(daemon)).then_some(()));
+    node.finish();
+}
+
+#[test]
+fn images_are_taken_in_and_listed_without_a_daemon_at_first() {
+    let node = TestNode::start();
+    assert!(node.stop_daemon().success());
+    let path = crate::support::fixture("busybox").display().to_string();
+    let output = with_places(&node, &["image", "import", &path]).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let info = with_places(&node, &["info", "--output", "json"]).output().unwrap();
+    let info: Value = serde_json::from_slice(&info.stdout).unwrap();
+    let daemon = i32::try_from(info["pid"].as_i64().unwrap()).unwrap();
+    kill(daemon, Signal::SIGTERM);
+    wait_for("the end of the daemon", PATIENCE, || (!process_alive(daemon)).then_some(()));
+    let output = with_places(&node, &["image", "ls"]).output().unwrap();
+    assert!(text(&output.stdout).contains("busybox"), "{}", text(&output.stderr));
+    let info = with_places(&node, &["info", "--output", "json"]).output().unwrap();
+    let info: Value = serde_json::from_slice(&info.stdout).unwrap();
+    let daemon = i32::try_from(info["pid"].as_i64().unwrap()).unwrap();
+    kill(daemon, Signal::SIGTERM);
+    wait_for("the end of the daemon", PATIENCE, || (!process_alive(daemon)).then_some(()));
+    node.finish();
+}
+
+#[test]
+fn a_name_is_removed_before_its_image() {
+    let node = start();
+    let path = crate::support::fixture("busybox").display().to_string();
+    ok(&node, &["image", "import", "--name", "other:1", &path]);
+    let images = json(&node, &["image", "ls"]);
+    let named = |image: &&Value| image["tags"].to_string().contains("other:1");
+    let image = images.as_array().unwrap().iter().find(named).unwrap();
+    let id = image["id"].as_str().unwrap();
+    let refused = |arguments: &[&str], words: &[&str]| {
+        let output = aril(&node, arguments);
+        let told = text(&output.stderr);
+        assert!(!output.status.success() && words.iter().all(|word| told.contains(word)), "{told}");
+    };
+    ok(&node, &["run", "-d", "--name", "user", "busybox", "sleep", "1000"]);
+    refused(&["image", "rm", id], &["other:1", "busybox:latest", "-f"]);
+    assert_eq!(ok(&node, &["image", "rm", "other:1"]), "untagged docker.io/library/other:1\n");
+    for name in ["registry.k8s.io/e2e-test-images/busybox:1.29-2", "busybox:1"] {
+        ok(&node, &["image", "rm", name]);
+    }
+    refused(&["image", "rm", "busybox"], &["user", "-f"]);
+    refused(&["image", "rm", "other:1"], &["no image", "other:1"]);
+    ok(&node, &["rm", "-f", "user"]);
+    let told = ok(&node, &["image", "rm", "busybox"]);
+    assert!(told.contains("untagged docker.io/library/busybox:latest\n") && told.contains("\nremoved "), "{told}");
+    assert!(!json(&node, &["image", "ls"]).to_string().contains(id));
+    // Both at once, though a container uses it.
+    for name in ["busybox", "other:1"] {
+        ok(&node, &["image", "import", "--name", name, &path]);
+    }
+    ok(&node, &["run", "-d", "--name", "user", "busybox", "sleep", "1000"]);
+    ok(&node, &["image", "rm", "-f", id]);
+    assert_eq!(ok(&node, &["exec", "user", "echo", "on"]), "on\n");
+    ok(&node, &["rm", "-f", "user"]);
     node.finish();
 }
 
