@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::error::StoreError;
 use super::record::{Dependence, LayerRecord, is_key};
@@ -25,6 +25,8 @@ struct State {
     layers: BTreeMap<String, Layer>,
     /// Layers images use, as last told: a released layer that is in here stays.
     used_by_images: BTreeSet<String>,
+    /// What whole layers occupy that are not visible yet.
+    staged: Occupied,
 }
 
 #[derive(Debug)]
@@ -93,29 +95,30 @@ impl Layers {
         self.state().layers.get(key).map_or(0, |l| l.occupied.bytes)
     }
 
-    /// What all layers occupy.
+    /// What all layers occupy, visible or whole; one still being unpacked counts once it is whole.
     pub fn occupied(&self) -> Occupied {
-        self.state().layers.values().fold(Occupied::default(), |sum, layer| Occupied {
+        let state = self.state();
+        state.layers.values().fold(state.staged, |sum, layer| Occupied {
             bytes: sum.bytes + layer.occupied.bytes,
             inodes: sum.inodes + layer.occupied.inodes,
         })
     }
 
     /// Holds those of the layers that are there and returns their keys.
-    pub fn hold(&self, keys: &[String]) -> Vec<String> {
+    pub fn hold(&self, keys: BTreeSet<&String>) -> BTreeSet<String> {
         let mut state = self.state();
-        let mut held = Vec::new();
+        let mut held = BTreeSet::new();
         for key in keys {
             if let Some(layer) = state.layers.get_mut(key) {
                 layer.holds += 1;
-                held.push(key.clone());
+                held.insert(key.clone());
             }
         }
         held
     }
 
     /// Gives held layers back; those nobody needs any more are removed.
-    pub fn release(&self, keys: &[String]) {
+    pub fn release(&self, keys: &BTreeSet<String>) {
         let mut state = self.state();
         for key in keys {
             if let Some(layer) = state.layers.get_mut(key) {
@@ -147,16 +150,24 @@ impl Layers {
         self.state().used_by_images.extend(keys);
     }
 
-    /// Makes a staged layer visible, held once for the caller.
-    pub fn commit(&self, stage: Stage, key: &str, record: &LayerRecord) -> Result<(), StoreError> {
+    /// Counts a whole layer while the returned value lives.
+    pub fn count_staged(self: &Arc<Self>, stage: &Stage, record: &LayerRecord) -> Counted {
+        let occupied = Layer::new(stage.path(), record).occupied;
+        let mut state = self.state();
+        state.staged.bytes += occupied.bytes;
+        state.staged.inodes += occupied.inodes;
+        drop(state);
+        Counted { layers: Arc::clone(self), occupied }
+    }
+
+    /// Makes a staged layer visible, held once for the caller. If it is visible already the stage stays one, for the
+    /// caller to drop: removing it takes time. After an error, too.
+    pub fn commit(&self, stage: &mut Stage, key: &str, record: &LayerRecord) -> Result<(), StoreError> {
         let path = self.dir.join(key);
         // Under the lock: no other thread may see a layer on disk that is not in the books, or the reverse.
         let mut state = self.state();
         if let Some(layer) = state.layers.get_mut(key) {
             layer.holds += 1;
-            drop(state);
-            // Somebody else was first; removing our tree takes time, and lookups must not wait.
-            drop(stage);
             return Ok(());
         }
         // One that could not be read at start is in the way; it is removed at the next.
@@ -172,7 +183,7 @@ impl Layers {
     }
 
     /// Takes unneeded layers out of the books and out of sight; their trees are the caller's to remove.
-    fn take(&self, state: &mut State, keys: &[String]) -> Doomed {
+    fn take<'k>(&self, state: &mut State, keys: impl IntoIterator<Item = &'k String>) -> Doomed {
         let mut doomed = Vec::new();
         for key in keys {
             let is_unused = state.layers.get(key).is_some_and(|l| l.holds == 0) && !state.used_by_images.contains(key);
@@ -206,6 +217,21 @@ impl Layer {
             }
         }
         Self { occupied, dependence: record.dependence(), holds: 0 }
+    }
+}
+
+/// A whole layer that is in the sum, but not in the books.
+#[derive(Debug)]
+pub(super) struct Counted {
+    layers: Arc<Layers>,
+    occupied: Occupied,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut state = self.layers.state();
+        state.staged.bytes -= self.occupied.bytes;
+        state.staged.inodes -= self.occupied.inodes;
     }
 }
 

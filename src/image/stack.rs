@@ -4,7 +4,7 @@
 //! its place in the stack and kept under its chain ID. Nothing becomes visible before all layers of all images are
 //! whole and on the disk.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -15,8 +15,9 @@ use sha2::{Digest as _, Sha256};
 use super::archive::Archive;
 use super::error::{ImageError, StoreError, UnpackError};
 use super::import::{Found, FoundLayer};
+use super::layers::Counted;
 use super::record::{Dependence, LayerRecord};
-use super::stage::{self, Stage};
+use super::stage::{self, Stage, WriteBack};
 use super::store::{Hold, Inner, lock};
 use super::unpack::{self, Expected, Lower};
 use crate::id::Digest;
@@ -27,7 +28,15 @@ const MOST_AT_ONCE: usize = 4;
 /// Where the blobs of layers come from.
 pub(super) trait Blobs {
     /// Unpacks a layer, by itself or with the layers below it at hand. Blocks.
-    fn unpack(&self, store: &Inner, layer: &FoundLayer, lower: Option<&Lower>) -> Result<Made, ImageError>;
+    fn unpack(&self, room: &Room<'_>, layer: &FoundLayer, lower: Option<&Lower>) -> Result<Made, ImageError>;
+}
+
+/// Where layers are made.
+#[derive(Debug)]
+pub(super) struct Room<'a> {
+    pub store: &'a Inner,
+    /// Older than the first byte of what is made here.
+    pub disk: &'a Arc<WriteBack>,
 }
 
 /// A layer that is whole and was verified.
@@ -36,16 +45,18 @@ pub(super) struct Made {
     record: LayerRecord,
     /// A hard link to what is not in the layer itself.
     dangling_link: Option<String>,
+    /// What tells of its bytes.
+    disk: Arc<WriteBack>,
     place: Mutex<Place>,
 }
 
 #[derive(Debug)]
 enum Place {
     /// Not visible; removed when nobody wants it any more.
-    Staged(Stage),
+    Staged(Counted, Stage),
     /// In the books.
-    Committed(#[expect(dead_code, reason = "kept for what it does when it goes")] Hold),
-    /// Neither, while it becomes visible, or after that failed.
+    Committed(Hold),
+    /// Neither, while it becomes visible, or after somebody died over that.
     Between,
 }
 
@@ -59,25 +70,28 @@ pub(super) struct Needed {
     chains: Vec<Vec<String>>,
     /// On those that are there already: they must not go while we work.
     hold: Hold,
+    /// What tells whether the missing ones came to the disk.
+    pub disk: Arc<WriteBack>,
     /// To be unpacked, each once, though images share them.
     pub missing: Vec<FoundLayer>,
 }
 
 /// Finds out which layers must be made.
-pub(super) fn needed(store: &Inner, images: &[Found]) -> Needed {
+pub(super) fn needed(store: &Inner, images: &[Found]) -> Result<Needed, ImageError> {
+    let disk = WriteBack::watch(store.layers.dir())?;
     let chains: Vec<Vec<String>> = images.iter().map(chain_ids).collect();
     let diffs = images.iter().flat_map(|i| i.layers.iter().map(|l| l.expected.diff_id.hex().to_owned()));
     let wanted: Vec<String> = diffs.chain(chains.iter().flatten().cloned()).collect();
     let hold = Hold::new(&store.layers, &wanted);
-    let missing = missing(store, images, &chains);
-    Needed { chains, hold, missing }
+    let missing = missing(images, &chains, &hold);
+    Ok(Needed { chains, hold, disk, missing })
 }
 
 /// Makes all missing layers of `images` from an archive. Returns the keys of each image's layers, lowest first, and a
 /// hold on them.
 pub(super) fn make(store: &Inner, archive: &Archive, images: &[Found]) -> Result<(Vec<Vec<String>>, Hold), ImageError> {
-    let needed = needed(store, images);
-    let layers = flat_layers(store, archive, &needed.missing)?;
+    let needed = needed(store, images)?;
+    let layers = flat_layers(&Room { store, disk: &needed.disk }, archive, &needed.missing)?;
     finish(store, archive, images, needed, layers)
 }
 
@@ -90,9 +104,10 @@ pub(super) fn finish(
     mut layers: Layers,
 ) -> Result<(Vec<Vec<String>>, Hold), ImageError> {
     let mut hold = needed.hold;
+    let room = Room { store, disk: &needed.disk };
     let mut keys = Vec::new();
     for (image, chains) in images.iter().zip(&needed.chains) {
-        keys.push(stack(store, blobs, image, chains, &mut layers)?);
+        keys.push(stack(&room, blobs, (image, chains), &mut layers, &mut hold)?);
     }
     layers.retain(|key, _| keys.iter().flatten().any(|used| used == key));
     commit(store, &layers, &mut hold)?;
@@ -115,14 +130,15 @@ fn chain_ids(image: &Found) -> Vec<String> {
     ids
 }
 
-fn missing(store: &Inner, images: &[Found], chains: &[Vec<String>]) -> Vec<FoundLayer> {
-    let mut seen = std::collections::BTreeSet::new();
+/// What is not held: others may be there now, and gone when they are wanted.
+fn missing(images: &[Found], chains: &[Vec<String>], hold: &Hold) -> Vec<FoundLayer> {
+    let mut seen = BTreeSet::new();
     let mut missing = Vec::new();
     for (image, chains) in images.iter().zip(chains) {
         for (layer, chain) in image.layers.iter().zip(chains) {
             let key = layer.expected.diff_id.hex();
             // A layer under its chain ID says that it was needed so.
-            if !store.layers.has(key) && !store.layers.has(chain) && seen.insert(key) {
+            if !hold.has(key) && !hold.has(chain) && seen.insert(key) {
                 missing.push(layer.clone());
             }
         }
@@ -131,7 +147,7 @@ fn missing(store: &Inner, images: &[Found], chains: &[Vec<String>]) -> Vec<Found
 }
 
 /// Unpacks layers by themselves, in parallel; the first error stops all.
-fn flat_layers(store: &Inner, blobs: &Archive, layers: &[FoundLayer]) -> Result<Layers, ImageError> {
+fn flat_layers(room: &Room<'_>, blobs: &Archive, layers: &[FoundLayer]) -> Result<Layers, ImageError> {
     let queue: Mutex<VecDeque<&FoundLayer>> = Mutex::new(layers.iter().collect());
     let results: Mutex<(Layers, Option<ImageError>)> = Mutex::new((Layers::new(), None));
     let work = || {
@@ -139,7 +155,7 @@ fn flat_layers(store: &Inner, blobs: &Archive, layers: &[FoundLayer]) -> Result<
             let Some(layer) = lock(&queue).pop_front() else {
                 return;
             };
-            let made = blobs.unpack(store, layer, None);
+            let made = blobs.unpack(room, layer, None);
             let mut results = lock(&results);
             match made {
                 Ok(made) => drop(results.0.insert(layer.expected.diff_id.hex().to_owned(), Arc::new(made))),
@@ -163,7 +179,7 @@ fn flat_layers(store: &Inner, blobs: &Archive, layers: &[FoundLayer]) -> Result<
 }
 
 impl Blobs for Archive {
-    fn unpack(&self, store: &Inner, layer: &FoundLayer, lower: Option<&Lower>) -> Result<Made, ImageError> {
+    fn unpack(&self, room: &Room<'_>, layer: &FoundLayer, lower: Option<&Lower>) -> Result<Made, ImageError> {
         let blob = self.blob(&layer.blob)?;
         if let Some((digest, expected)) = &layer.expected.blob
             && blob.size() != *expected
@@ -171,18 +187,19 @@ impl Blobs for Archive {
             let (object, actual) = (format!("layer {digest}"), blob.size());
             return Err(ImageError::SizeMismatch { object, expected: *expected, actual });
         }
-        Made::unpack(store, blob, &layer.expected, lower)
+        Made::unpack(room, blob, &layer.expected, lower)
     }
 }
 
 impl Made {
     /// Unpacks a blob into the store, out of sight.
     pub fn unpack(
-        store: &Inner,
+        room: &Room<'_>,
         blob: impl Read + Send + 'static,
         expected: &Expected,
         lower: Option<&Lower>,
     ) -> Result<Self, ImageError> {
+        let store = room.store;
         let dir = store.layers.dir();
         let stage = Stage::new(dir)?;
         let unpacked = unpack::unpack(blob, expected, stage.open_fs()?, dir, lower, &store.limits);
@@ -193,7 +210,9 @@ impl Made {
             (Some(_), _) => Dependence::Contents,
         };
         let record = stage.describe(&expected.diff_id, dependence, outcome.contents)?;
-        Ok(Self { record, dangling_link: outcome.dangling_link, place: Mutex::new(Place::Staged(stage)) })
+        let counted = store.layers.count_staged(&stage, &record);
+        let (dangling_link, disk) = (outcome.dangling_link, Arc::clone(room.disk));
+        Ok(Self { record, dangling_link, disk, place: Mutex::new(Place::Staged(counted, stage)) })
     }
 
     /// Bytes on disk.
@@ -208,7 +227,7 @@ impl Made {
 
     fn open(&self, store: &Inner, key: &str) -> Result<OwnedFd, StoreError> {
         match &*lock(&self.place) {
-            Place::Staged(stage) => stage.open_fs(),
+            Place::Staged(_, stage) => stage.open_fs(),
             Place::Committed(_) | Place::Between => stage::open(&store.layers.fs_path(key)),
         }
     }
@@ -217,11 +236,26 @@ impl Made {
     fn commit(&self, store: &Inner, key: &str) -> Result<(), StoreError> {
         let mut place = lock(&self.place);
         match std::mem::replace(&mut *place, Place::Between) {
-            Place::Staged(stage) => {
-                store.layers.commit(stage, key, &self.record)?;
+            Place::Staged(counted, mut stage) => {
+                if let Err(error) = store.layers.commit(&mut stage, key, &self.record) {
+                    // Others who wait for this layer must not take it for visible.
+                    *place = Place::Staged(counted, stage);
+                    return Err(error);
+                }
                 *place = Place::Committed(Hold::adopt(&store.layers, key.to_owned()));
+                // If somebody else was first, a whole tree goes with the stage.
+                drop(place);
+                drop((counted, stage));
             }
-            other => *place = other,
+            Place::Committed(hold) => *place = Place::Committed(hold),
+            Place::Between => {
+                let hold = Hold::new(&store.layers, &[key.to_owned()]);
+                if !hold.has(key) {
+                    let died = std::io::Error::other("an earlier try died; pull or import the image again");
+                    return Err(StoreError::io("make visible", store.layers.dir().join(key), died));
+                }
+                *place = Place::Committed(hold);
+            }
         }
         Ok(())
     }
@@ -229,12 +263,13 @@ impl Made {
 
 /// Decides under which key each layer of an image is used, and makes those that depend on the ones below.
 fn stack(
-    store: &Inner,
+    room: &Room<'_>,
     blobs: &dyn Blobs,
-    image: &Found,
-    chains: &[String],
+    (image, chains): (&Found, &[String]),
     made: &mut Layers,
+    hold: &mut Hold,
 ) -> Result<Vec<String>, ImageError> {
+    let store = room.store;
     let mut keys: Vec<String> = Vec::new();
     for (index, (layer, chain)) in image.layers.iter().zip(chains).enumerate() {
         let diff = layer.expected.diff_id.hex();
@@ -242,8 +277,9 @@ fn stack(
         let by_itself = made.get(diff);
         let dependence = match by_itself {
             Some(layer) => layer.record.dependence(),
+            None if hold.has(diff) => store.layers.dependence(diff).unwrap_or(Dependence::Contents),
             // Not there by itself: then it is there under its chain ID.
-            None => store.layers.dependence(diff).unwrap_or(Dependence::Contents),
+            None => Dependence::Contents,
         };
         if is_lowest && let Some(link) = by_itself.and_then(|layer| layer.dangling_link.clone()) {
             let source = UnpackError::Entry { entry: link, reason: "it is a hard link to nothing" };
@@ -253,7 +289,7 @@ fn stack(
             keys.push(diff.to_owned());
             continue;
         }
-        if store.layers.has(chain) || made.contains_key(chain) {
+        if made.contains_key(chain) || hold.take(chain) {
             keys.push(chain.clone());
             continue;
         }
@@ -265,7 +301,7 @@ fn stack(
             keys.push(diff.to_owned());
             continue;
         }
-        let layer = blobs.unpack(store, layer, Some(&lower))?;
+        let layer = blobs.unpack(room, layer, Some(&lower))?;
         made.insert(chain.clone(), Arc::new(layer));
         keys.push(chain.clone());
     }
@@ -290,22 +326,22 @@ fn open_layer(store: &Inner, made: &Layers, key: &str) -> Result<OwnedFd, StoreE
 }
 
 /// Brings everything to the disk, then makes the layers visible.
-fn commit(store: &Inner, made: &Layers, hold: &mut Hold) -> Result<(), StoreError> {
+pub(super) fn commit(store: &Inner, made: &Layers, hold: &mut Hold) -> Result<(), StoreError> {
     if made.is_empty() {
         return Ok(());
     }
     let dir = store.layers.dir();
-    sync(store)?;
+    // Layers made by other pulls have their own: ours may have been opened after a failure was told.
+    let mut disks: Vec<&Arc<WriteBack>> = Vec::new();
+    for layer in made.values() {
+        if !disks.iter().any(|disk| Arc::ptr_eq(disk, &layer.disk)) {
+            disks.push(&layer.disk);
+        }
+    }
+    disks.into_iter().try_for_each(|disk| disk.sync())?;
     for (key, layer) in made {
         layer.commit(store, key)?;
         hold.join(Hold::new(&store.layers, std::slice::from_ref(key)));
     }
     File::open(dir).and_then(|d| d.sync_all()).map_err(|e| StoreError::io("sync", dir, e))
-}
-
-/// Writes the file system of the layers to its disk.
-pub(super) fn sync(store: &Inner) -> Result<(), StoreError> {
-    let dir = store.layers.dir();
-    let synced = || -> std::io::Result<()> { Ok(nix::unistd::syncfs(File::open(dir)?)?) };
-    synced().map_err(|e| StoreError::io("sync the file system of", dir, e))
 }

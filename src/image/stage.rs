@@ -8,9 +8,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use nix::errno::Errno;
+use nix::unistd::syncfs;
 
 use super::error::StoreError;
 use super::record::{Dependence, LayerRecord};
+use super::store::lock;
 use super::unpack::{self, Contents};
 use crate::id::Digest;
 
@@ -76,11 +81,45 @@ impl Stage {
         Ok(record)
     }
 
-    /// Makes the layer visible as `path`, which must not exist.
-    pub fn commit(mut self, path: &Path) -> Result<(), StoreError> {
+    /// Where all of it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes the layer visible as `path`, which must not exist. After an error it is as it was.
+    pub fn commit(&mut self, path: &Path) -> Result<(), StoreError> {
         fs::rename(&self.path, path).map_err(|e| StoreError::io("rename to", path, e))?;
         self.committed = true;
         Ok(())
+    }
+}
+
+/// Tells whether what is written from now on came to the disk.
+///
+/// The kernel writes back when it likes, and tells of a failure once to each open file that is older than it: a file
+/// opened after somebody else was told learns nothing. So one is opened before the first byte, and remembers.
+#[derive(Debug)]
+pub(super) struct WriteBack {
+    dir: PathBuf,
+    file: File,
+    /// Syncing again would succeed, though the bytes are gone.
+    failed: Mutex<Option<Errno>>,
+}
+
+impl WriteBack {
+    /// Begins to watch the file system of a directory.
+    pub fn watch(dir: &Path) -> Result<Arc<Self>, StoreError> {
+        let file = File::open(dir).map_err(|e| StoreError::io("open", dir, e))?;
+        Ok(Arc::new(Self { dir: dir.to_owned(), file, failed: Mutex::default() }))
+    }
+
+    /// Writes all to the disk; an error once, an error ever after. Blocks.
+    pub fn sync(&self) -> Result<(), StoreError> {
+        let mut failed = lock(&self.failed);
+        if failed.is_none() {
+            *failed = syncfs(&self.file).err();
+        }
+        failed.map_or(Ok(()), |errno| Err(StoreError::io("write to the disk what is below", &self.dir, errno.into())))
     }
 }
 

@@ -78,28 +78,36 @@ struct Images {
 #[derive(Debug)]
 pub struct Hold {
     layers: Arc<Layers>,
-    keys: Vec<String>,
+    keys: BTreeSet<String>,
 }
 
 impl Hold {
     pub(super) fn new(layers: &Arc<Layers>, keys: &[String]) -> Self {
-        Self { layers: Arc::clone(layers), keys: layers.hold(keys) }
+        Self { layers: Arc::clone(layers), keys: layers.hold(keys.iter().collect()) }
     }
 
     /// Takes over a hold that was already counted.
     pub(super) fn adopt(layers: &Arc<Layers>, key: String) -> Self {
-        Self { layers: Arc::clone(layers), keys: vec![key] }
+        Self { layers: Arc::clone(layers), keys: BTreeSet::from([key]) }
     }
 
     /// Whether this layer is among them.
     pub(super) fn has(&self, key: &str) -> bool {
-        self.keys.iter().any(|held| held == key)
+        self.keys.contains(key)
+    }
+
+    /// Holds this layer too if it is there; whether it is held now.
+    pub(super) fn take(&mut self, key: &str) -> bool {
+        if !self.has(key) {
+            self.join(Self::new(&self.layers, &[key.to_owned()]));
+        }
+        self.has(key)
     }
 
     /// Holds those of `other` too.
     pub(super) fn join(&mut self, mut other: Self) {
-        // What `other` releases when it goes is nothing then.
-        self.keys.append(&mut other.keys);
+        // What `other` releases when it goes is what was held twice.
+        other.keys.retain(|key| !self.keys.insert(key.clone()));
     }
 }
 

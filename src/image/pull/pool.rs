@@ -24,7 +24,8 @@ use crate::id::Digest;
 use crate::image::error::{ImageError, StoreError, UnpackError};
 use crate::image::import::FoundLayer;
 use crate::image::registry::RegistryError;
-use crate::image::stack::{self, Made};
+use crate::image::stack::{Made, Room};
+use crate::image::stage::WriteBack;
 use crate::image::store::{Inner, lock};
 
 /// How long a whole layer is kept that no image uses yet.
@@ -95,6 +96,8 @@ pub(super) struct Job {
     /// Tells pulls apart.
     pub pull: u64,
     pub store: Arc<Inner>,
+    /// Older than the first byte of the layers.
+    pub disk: Arc<WriteBack>,
     pub registry: String,
     pub source: Arc<dyn Source>,
     /// Whether whole layers are kept should the pull end now.
@@ -189,7 +192,7 @@ impl Pool {
             let fetched = fetch.run(feed, |taken| state.send_modify(|state| state.taken = Some(taken)));
             let unpacked = async {
                 let _unpacking = self.unpacks.enter(job.pull).await;
-                unpack(Arc::clone(&job.store), intake, layer.clone()).await
+                unpack(job.clone(), intake, layer.clone()).await
             };
             match both(fetched, unpacked).await {
                 // One mirror's damage is not the next one's.
@@ -198,22 +201,22 @@ impl Pool {
             }
         };
         state.send_modify(|state| state.taken = Some(size));
-        self.flush(&job.store, made.bytes());
+        self.flush(&job.disk, made.bytes());
         Ok(Arc::new(made))
     }
 
     /// Has the disk begin to write what was unpacked.
-    fn flush(self: &Arc<Self>, store: &Arc<Inner>, bytes: u64) {
+    fn flush(self: &Arc<Self>, disk: &Arc<WriteBack>, bytes: u64) {
         if self.unflushed.fetch_add(bytes, Ordering::Relaxed) + bytes < FLUSH_BYTES
             || self.is_flushing.swap(true, Ordering::AcqRel)
         {
             return;
         }
         self.unflushed.store(0, Ordering::Relaxed);
-        let (pool, store) = (Arc::clone(self), Arc::clone(store));
+        let (pool, disk) = (Arc::clone(self), Arc::clone(disk));
         let run = move || {
-            // It is tried again, and told, when the image becomes visible.
-            stack::sync(&store).ok();
+            // A failure is remembered, and told when the image is to become visible; other pulls have their own.
+            disk.sync().ok();
             pool.is_flushing.store(false, Ordering::Release);
         };
         if std::thread::Builder::new().name("flush".to_owned()).spawn(run).is_err() {
@@ -361,11 +364,12 @@ pub(super) fn drop_elsewhere<T: Send + 'static>(value: T) {
 }
 
 /// Unpacks in a thread of its own, which ends with the pipe.
-async fn unpack(store: Arc<Inner>, intake: Intake, layer: FoundLayer) -> Result<Made, PullError> {
+async fn unpack(job: Job, intake: Intake, layer: FoundLayer) -> Result<Made, PullError> {
     let (result_in, result) = oneshot::channel();
-    let dir = store.layers.dir().to_owned();
+    let dir = job.store.layers.dir().to_owned();
     let run = move || {
-        let made = Made::unpack(&store, intake, &layer.expected, None);
+        let room = Room { store: &job.store, disk: &job.disk };
+        let made = Made::unpack(&room, intake, &layer.expected, None);
         // Nobody waits any more: what was made goes with the answer.
         result_in.send(made).ok();
     };

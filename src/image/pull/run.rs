@@ -22,7 +22,7 @@ use crate::image::error::{ImageError, StoreError, UnpackError};
 use crate::image::import::{self, Found, FoundLayer};
 use crate::image::reference::Reference;
 use crate::image::registry::{Credentials, RegistryError};
-use crate::image::stack::{self, Blobs, Made};
+use crate::image::stack::{self, Blobs, Made, Room};
 use crate::image::store::{Image, Inner, Store, lock};
 use crate::image::unpack::Lower;
 
@@ -110,14 +110,15 @@ impl Run {
             let (store, pool, registry) = (Arc::clone(&store), Arc::clone(&self.pool), registry.clone());
             blocking(move || {
                 let images = vec![found];
-                let needed = stack::needed(&store, &images);
+                let needed = stack::needed(&store, &images)?;
                 room(&store, &pool, &registry, &needed.missing)?;
                 Ok::<_, ImageError>((images, needed))
             })
         };
         let (images, needed) = looked.await??;
         self.announce(&images[0], &needed.missing);
-        let job = Job { pull: self.serial, store, registry, source, keep: Arc::clone(keep) };
+        let (disk, keep) = (Arc::clone(&needed.disk), Arc::clone(keep));
+        let job = Job { pull: self.serial, store, disk, registry, source, keep: Arc::clone(&keep) };
         let mut making = JoinSet::new();
         for layer in &needed.missing {
             let (pool, job, layer, progress) =
@@ -252,7 +253,7 @@ struct PullBlobs {
 }
 
 impl Blobs for PullBlobs {
-    fn unpack(&self, store: &Inner, layer: &FoundLayer, lower: Option<&Lower>) -> Result<Made, ImageError> {
+    fn unpack(&self, room: &Room<'_>, layer: &FoundLayer, lower: Option<&Lower>) -> Result<Made, ImageError> {
         let Some((digest, size)) = layer.expected.blob.clone() else {
             return Err(ImageError::Missing { name: layer.blob.clone() });
         };
@@ -279,7 +280,7 @@ impl Blobs for PullBlobs {
                 _ = given_up.changed() => Ok(()),
             }
         });
-        let made = Made::unpack(store, intake, &layer.expected, lower);
+        let made = Made::unpack(room, intake, &layer.expected, lower);
         if made.is_err() {
             // The network is not waited for.
             fetching.abort();

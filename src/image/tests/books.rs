@@ -1,10 +1,16 @@
 //! The books: what is written down about images, by whom it may be changed, what failures leave.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
 use super::*;
 use crate::image::record::{ImageRecord, LayerOfImage};
 use crate::image::registry::Credentials;
+use crate::image::stack::{self, Layers, Made, Room};
+use crate::image::stage::WriteBack;
+use crate::image::store::Hold;
+use crate::image::unpack::Expected;
 use kit::Blob;
 
 fn layer(name: &str) -> Blob {
@@ -69,7 +75,7 @@ fn a_pinned_name_moves_no_tag() {
 async fn a_pinned_pull_moves_no_tag() {
     let (_dir, store) = store();
     let fake = crate::image::pull::tests::fake::Fake::new();
-    let puller = Puller::of(store.clone(), std::sync::Arc::new(std::sync::Arc::clone(&fake)));
+    let puller = Puller::of(store.clone(), Arc::new(Arc::clone(&fake)));
     fake.serve("app:1", &Layout::of(vec![layer("old")]));
     let digest = fake.serve("app:2", &Layout::of(vec![layer("new")]));
     let pinned = format!("reg.example/app:1@{digest}");
@@ -139,4 +145,66 @@ fn an_image_is_not_published_without_its_layers() {
     let error = store.inner.publish(record).unwrap_err().to_string();
     assert!(error.contains(&key) && error.contains("removed meanwhile"), "{error}");
     assert_eq!((store.list().len(), fs::read_dir(dir.path().join("images")).unwrap().count()), (1, 1));
+}
+
+/// A layer that is whole but not visible.
+pub(super) fn made(store: &Store, disk: &Arc<WriteBack>, blob: Blob) -> Layers {
+    let expected = Expected { blob: None, diff_id: blob.diff_id.clone() };
+    let room = Room { store: &store.inner, disk };
+    let made = Made::unpack(&room, std::io::Cursor::new(blob.bytes), &expected, None).unwrap();
+    Layers::from([(blob.diff_id.hex().to_owned(), Arc::new(made))])
+}
+
+#[test]
+fn a_layer_that_could_not_become_visible_is_visible_to_nobody() {
+    let (dir, store) = store();
+    let disk = WriteBack::watch(dir.path()).unwrap();
+    let made = made(&store, &disk, layer("a"));
+    for entry in fs::read_dir(dir.path().join("layers")).unwrap() {
+        fs::remove_dir_all(entry.unwrap().path()).unwrap();
+    }
+    // Each stands for a pull that shares the layer.
+    for _ in 0..2 {
+        let mut hold = Hold::new(&store.inner.layers, &[]);
+        let error = stack::commit(&store.inner, &made, &mut hold).unwrap_err().to_string();
+        assert!(error.starts_with("rename to"), "{error}");
+    }
+}
+
+#[test]
+fn whole_layers_count_before_they_are_visible_and_once() {
+    let (dir, store) = store();
+    let du = || {
+        let output = Command::new("du").args(["-s", "-B1"]).arg(dir.path().join("layers")).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().split_whitespace().next().unwrap().parse::<u64>().unwrap()
+    };
+    let images = fs::metadata(dir.path().join("images")).unwrap().blocks() * 512;
+    let disk = WriteBack::watch(dir.path()).unwrap();
+    let content = vec![7; 1 << 20];
+    let blob = Layer::new().file("large", &content).build();
+    let (first, second) = (made(&store, &disk, blob.clone()), made(&store, &disk, blob));
+    assert!(du() > 2 << 20);
+    assert_eq!(store.usage().used_bytes, du() + images);
+    let mut hold = Hold::new(&store.inner.layers, &[]);
+    for made in [&first, &second] {
+        stack::commit(&store.inner, made, &mut hold).unwrap();
+    }
+    assert_eq!(store.usage().used_bytes, du() + images);
+    assert!(du() < 2 << 20);
+    drop((first, second, hold));
+    kit::eventually(|| fs::read_dir(dir.path().join("layers")).unwrap().count() == 0);
+    assert_eq!(store.usage().used_bytes, du() + images);
+}
+
+#[test]
+fn a_hold_counts_each_layer_once() {
+    let (_dir, store) = store();
+    let image = store.import(&fixture("busybox"), None).unwrap().remove(0);
+    let mut hold = store.hold(&[image.layers.clone(), image.layers.clone()].concat());
+    hold.join(store.hold(&image.layers));
+    assert!(hold.take(&image.layers[0]) && !hold.take(kit::digest(b"gone").hex()));
+    store.remove("busybox").unwrap();
+    assert!(store.has_layers(&image.layers));
+    drop(hold);
+    assert!(!store.has_layers(&image.layers));
 }

@@ -16,6 +16,9 @@ use super::kit::{Blob, Layer, Layout, eventually, root_only};
 use crate::image::pull::tests::fake::Fake;
 use crate::image::pull::tests::noise;
 use crate::image::registry::Credentials;
+use crate::image::stack;
+use crate::image::stage::WriteBack;
+use crate::image::store::Hold;
 use crate::image::{ImageError, Limits, PullError, Puller, Store};
 
 /// Runs a test in a thread with a mount namespace of its own; threads it starts are in it, too.
@@ -105,6 +108,43 @@ fn assert_sound(store: &Store, root: &Path) {
         String::from_utf8(output.stdout).unwrap().split_whitespace().next().unwrap().parse().unwrap()
     };
     assert_eq!(store.usage().used_bytes, du("layers") + du("images"));
+}
+
+#[test]
+fn bytes_that_never_came_to_the_disk_become_no_layer() {
+    in_own_mounts(|dir| {
+        // A disk that promises more than it has: writing back fails, long after writing did not.
+        let thin = dir.join("thin");
+        fs::create_dir(&thin).unwrap();
+        mount(Some("thin"), &thin, Some("tmpfs"), MsFlags::empty(), Some("size=12m")).unwrap();
+        let disk = Disk { image: thin.join("disk"), root: dir.join("root") };
+        fs::File::create(&disk.image).unwrap().set_len(128 << 20).unwrap();
+        fs::create_dir(&disk.root).unwrap();
+        // Without a journal: one that breaks would be noticed by anybody.
+        let made = ["-q", "-F", "-O", "^has_journal", disk.image.to_str().unwrap()];
+        assert!(run("/usr/sbin/mkfs.ext4", &made), "make a file system");
+        disk.mount();
+        let store = Store::open(&disk.root).unwrap();
+        let layers = disk.root.join("layers");
+        let watched = WriteBack::watch(&layers).unwrap();
+        let blob = Blob::of(Layer::new().file("large", &vec![7; 24 << 20]).tar(), "plain");
+        let made = super::books::made(&store, &watched, blob);
+        let another = || nix::unistd::syncfs(fs::File::open(&layers).unwrap());
+        another().unwrap_err();
+        // Told once, it is forgotten.
+        let end = Instant::now() + Duration::from_secs(10);
+        while another().is_err() {
+            assert!(Instant::now() < end, "the disk goes on failing");
+        }
+        for _ in 0..2 {
+            let mut hold = Hold::new(&store.inner.layers, &[]);
+            let error = stack::commit(&store.inner, &made, &mut hold).unwrap_err().to_string();
+            assert!(error.contains("write to the disk") || error.contains("no space"), "{error}");
+        }
+        assert!(store.inner.layers.keys().is_empty());
+        drop((made, store, watched));
+        disk.unmount();
+    });
 }
 
 #[test]
