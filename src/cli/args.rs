@@ -12,7 +12,7 @@ use crate::config::{LogFormat, LogLevel};
 
 /// Runs containers: as a Kubernetes node's container runtime (CRI), and from a shell.
 #[derive(Debug, Parser)]
-#[command(name = "aril", version, max_term_width = 100, disable_help_subcommand = true)]
+#[command(name = "aril", version, max_term_width = 100)]
 #[allow(missing_docs)]
 pub struct Cli {
     #[command(flatten)]
@@ -80,6 +80,8 @@ pub enum Command {
     Start(Targets),
     /// Stop containers, or pods with all their containers
     Stop(StopArgs),
+    /// Send a signal to the first processes of containers
+    Kill(KillArgs),
     /// Remove containers, or pods with all their containers
     Rm(RmArgs),
     /// Pull images from their registries
@@ -131,14 +133,14 @@ pub struct ContainerArgs {
     /// Keep standard input open
     #[arg(short, long)]
     pub interactive: bool,
-    /// Give the container a terminal
+    /// Give the container a terminal; Ctrl-P Ctrl-Q leaves it running
     #[arg(short, long)]
     pub tty: bool,
     /// Set an environment variable; KEY alone takes this shell's value
     #[arg(short, long = "env", value_name = "KEY[=VALUE]", action = ArgAction::Append, value_parser = parse::env)]
     pub env: Vec<(String, String)>,
     /// Mount a directory or file of this machine
-    #[arg(short, long = "volume", value_name = "HOST:CONTAINER[:ro]", action = ArgAction::Append, value_parser = parse::volume)]
+    #[arg(short, long = "volume", value_name = "HOST:CONTAINER[:ro|:rw]", action = ArgAction::Append, value_parser = parse::volume)]
     pub volumes: Vec<parse::Volume>,
     /// User and group, by number or name
     #[arg(short, long, value_name = "USER[:GROUP]", value_parser = parse::user)]
@@ -226,7 +228,7 @@ pub enum PidMode {
 #[allow(missing_docs)]
 pub struct RunArgs {
     /// Remove the container, and the pod made for it, when it ends
-    #[arg(long, conflicts_with = "detach")]
+    #[arg(long)]
     pub rm: bool,
     /// Print the container's id and leave it running
     #[arg(short, long)]
@@ -270,6 +272,9 @@ pub struct PsArgs {
     /// Also those that do not run
     #[arg(short, long)]
     pub all: bool,
+    /// Print the ids alone
+    #[arg(short, long)]
+    pub quiet: bool,
 }
 
 #[derive(Debug, Args)]
@@ -278,9 +283,18 @@ pub struct ExecArgs {
     /// Pass standard input on
     #[arg(short, long)]
     pub interactive: bool,
-    /// Give the command a terminal
+    /// Give the command a terminal; Ctrl-P Ctrl-Q leaves it and ends the command
     #[arg(short, long)]
     pub tty: bool,
+    /// Set an environment variable; KEY alone takes this shell's value
+    #[arg(short, long = "env", value_name = "KEY[=VALUE]", action = ArgAction::Append, value_parser = parse::env)]
+    pub env: Vec<(String, String)>,
+    /// User and group, by number or name [default: the container's]
+    #[arg(short, long, value_name = "USER[:GROUP]", value_parser = parse::user)]
+    pub user: Option<parse::User>,
+    /// Directory to start in [default: the container's]
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
     /// Container: name, POD/NAME, or the beginning of its id
     pub container: String,
     /// Command and arguments
@@ -329,6 +343,16 @@ pub struct StopArgs {
     /// How long to wait before killing, in seconds or like 1m30s
     #[arg(short = 't', long = "time", value_name = "SECONDS", default_value = "10", value_parser = time::parse_duration)]
     pub grace: Duration,
+    #[command(flatten)]
+    pub targets: Targets,
+}
+
+#[derive(Debug, Args)]
+#[allow(missing_docs)]
+pub struct KillArgs {
+    /// By name or number
+    #[arg(short, long, default_value = "KILL", value_parser = parse::signal)]
+    pub signal: i32,
     #[command(flatten)]
     pub targets: Targets,
 }
@@ -510,7 +534,7 @@ mod tests {
         for line in ["aril pull", "aril pull --creds me x", "aril run --pull maybe x"] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }
-        for line in ["aril run --rm -d busybox", "aril run --pod p --hostname h busybox", "aril run --memory much x"] {
+        for line in ["aril run --pod p --hostname h busybox", "aril run --memory much x"] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }
         assert!(Cli::try_parse_from(["aril", "run", "--pod", "p", "busybox"]).is_ok());

@@ -23,6 +23,9 @@ pub(super) async fn exec(daemon: &mut Daemon, args: &ExecArgs) -> Result<u8, Cli
         tty: args.tty,
         stdin: args.interactive,
         size: if args.tty { terminal::size() } else { None },
+        env: args.env.iter().map(|(key, value)| format!("{key}={value}")).collect(),
+        working_dir: args.workdir.clone().unwrap_or_default(),
+        user: args.user.as_ref().map(ToString::to_string).unwrap_or_default(),
     };
     let first = ExecRequest { body: Some(exec_request::Body::Start(start)) };
     let mut signals = Signals::listen()?;

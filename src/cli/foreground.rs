@@ -19,7 +19,6 @@ use super::session::{self, Input, Received, Sending, Shown, Signals};
 use super::terminal::{self, Raw};
 use crate::api::cri;
 use crate::api::node::{AttachRequest, AttachStart, StreamResponse, attach_request};
-use crate::sys;
 
 /// How often a container is asked about whose streams are silent: a child may keep them open after its end.
 const QUESTION: Duration = Duration::from_millis(250);
@@ -169,7 +168,8 @@ impl Watch<'_> {
             let ask = tokio::select! {
                 biased;
                 Some(number) = self.signals.recv() => {
-                    self.forward(number).await?;
+                    // It may end this very moment.
+                    inspect::signal(self.daemon, self.id, number).await?;
                     false
                 }
                 Some(()) = self.detached.recv() => return Ok(End::Left),
@@ -224,19 +224,6 @@ impl Watch<'_> {
             self.rest = Some(Rest::open(&path, self.shown)?);
         }
         self.rest.as_mut().map_or(Ok(()), Rest::show)
-    }
-
-    /// Sends the container's first process the signal we got.
-    async fn forward(&mut self, number: i32) -> Result<(), CliError> {
-        let Some(pid) = inspect::pid(self.daemon, self.id).await? else { return Ok(()) };
-        // Opened before looking again: if the container still runs then, the descriptor is its process's.
-        let Ok(pidfd) = sys::process::pidfd_open(pid) else { return Ok(()) };
-        if inspect::pid(self.daemon, self.id).await? == Some(pid) {
-            use std::os::fd::AsFd;
-            // It may end this very moment.
-            sys::process::pidfd_signal(pidfd.as_fd(), number).ok();
-        }
-        Ok(())
     }
 }
 

@@ -1,5 +1,7 @@
 //! `aril inspect`: all that the daemon tells about an object.
 
+use std::os::fd::AsFd;
+
 use serde_json::{Map, Value, json};
 
 use super::args::Output;
@@ -11,6 +13,7 @@ use super::output;
 use super::request;
 use super::time;
 use crate::api::cri;
+use crate::sys;
 
 /// `aril inspect`.
 pub(super) async fn inspect(daemon: &mut Daemon, names: &[String], output: Output) -> Result<(), CliError> {
@@ -169,6 +172,15 @@ pub(super) async fn pid(daemon: &mut Daemon, id: &str) -> Result<Option<i32>, Cl
     };
     let running = answer.status.is_some_and(|s| s.state() == cri::ContainerState::ContainerRunning);
     Ok(if running { pid_of(&answer.info) } else { None })
+}
+
+/// Sends a signal to a container's first process; false if it does not run any more.
+pub(super) async fn signal(daemon: &mut Daemon, id: &str, number: i32) -> Result<bool, CliError> {
+    let Some(first) = pid(daemon, id).await? else { return Ok(false) };
+    // Opened before looking again: if the container still runs then, the descriptor is its process's.
+    let Ok(pidfd) = sys::process::pidfd_open(first) else { return Ok(false) };
+    let is_same = pid(daemon, id).await? == Some(first);
+    Ok(is_same && sys::process::pidfd_signal(pidfd.as_fd(), number).is_ok())
 }
 
 /// `pid`, by itself or in one of the JSON objects.

@@ -9,6 +9,7 @@ use super::connect::Daemon;
 use super::error::CliError;
 use super::find::{Objects, container_name, pod_name};
 use super::inspect;
+use super::logs;
 use super::output::{self, Rows, short};
 use super::time;
 use crate::api::cri;
@@ -40,6 +41,8 @@ struct Container<'a> {
     state: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pid: Option<i32>,
+    #[serde(flatten)]
+    end: Option<&'a End>,
     created_at: String,
     labels: &'a BTreeMap<String, String>,
     annotations: &'a BTreeMap<String, String>,
@@ -50,6 +53,46 @@ struct PodRef<'a> {
     id: &'a str,
     name: &'a str,
     namespace: &'a str,
+}
+
+/// How a container ended.
+#[derive(Debug, Serialize)]
+struct End {
+    exit_code: i32,
+    reason: String,
+}
+
+/// What lists do not tell, by container id.
+#[derive(Debug, Default)]
+struct Details {
+    pids: BTreeMap<String, i32>,
+    ends: BTreeMap<String, End>,
+}
+
+impl Details {
+    /// Asks about each container: what has ended how, and with `pids` what runs as which process.
+    async fn fetch(daemon: &mut Daemon, containers: &[cri::Container], pids: bool) -> Result<Self, CliError> {
+        let mut details = Self::default();
+        for container in containers {
+            let id = &container.id;
+            if container.state() != cri::ContainerState::ContainerExited {
+                if pids && let Some(pid) = inspect::pid(daemon, id).await? {
+                    details.pids.insert(id.clone(), pid);
+                }
+                continue;
+            }
+            match logs::status(daemon, id).await {
+                Ok(status) => {
+                    let end = End { exit_code: status.exit_code, reason: status.reason };
+                    details.ends.insert(id.clone(), end);
+                }
+                // Removed since it was listed.
+                Err(CliError::Daemon(status)) if status.code() == tonic::Code::NotFound => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(details)
+    }
 }
 
 /// `aril pods`.
@@ -108,25 +151,20 @@ pub(super) async fn ps(daemon: &mut Daemon, args: &PsArgs, output: Output) -> Re
     let mut objects = Objects::fetch(daemon).await?;
     objects.containers.retain(|c| args.all || c.state() == cri::ContainerState::ContainerRunning);
     objects.containers.sort_by_key(|c| std::cmp::Reverse(c.created_at));
-    let mut pids = BTreeMap::new();
-    if output != Output::Table {
-        for container in &objects.containers {
-            if let Some(pid) = inspect::pid(daemon, &container.id).await? {
-                pids.insert(container.id.clone(), pid);
-            }
-        }
+    if args.quiet {
+        return output::print(&objects.containers.iter().map(|c| format!("{}\n", c.id)).collect::<String>());
     }
+    let details = Details::fetch(daemon, &objects.containers, output != Output::Table).await?;
     output::print(&match output {
         Output::Json => {
-            let all: Vec<_> = objects.containers.iter().map(|c| container(c, &objects, &pids)).collect();
+            let all: Vec<_> = objects.containers.iter().map(|c| container(c, &objects, &details)).collect();
             output::json(&all)?
         }
-        Output::Table => container_table(&objects, None, time::now()),
-        Output::Wide => container_table(&objects, Some(&pids), time::now()),
+        Output::Table | Output::Wide => container_table(&objects, &details, output == Output::Wide, time::now()),
     })
 }
 
-fn container<'a>(from: &'a cri::Container, objects: &'a Objects, pids: &BTreeMap<String, i32>) -> Container<'a> {
+fn container<'a>(from: &'a cri::Container, objects: &'a Objects, details: &'a Details) -> Container<'a> {
     let pod = objects.pod_of(from);
     Container {
         id: &from.id,
@@ -140,31 +178,36 @@ fn container<'a>(from: &'a cri::Container, objects: &'a Objects, pids: &BTreeMap
         image: image(from),
         image_id: if from.image_id.is_empty() { &from.image_ref } else { &from.image_id },
         state: container_state(from.state()),
-        pid: pids.get(&from.id).copied(),
+        pid: details.pids.get(&from.id).copied(),
+        end: details.ends.get(&from.id),
         created_at: time::format(from.created_at),
         labels: &from.labels,
         annotations: &from.annotations,
     }
 }
 
-/// With `pids` it is the wide one.
-fn container_table(objects: &Objects, pids: Option<&BTreeMap<String, i32>>, now: i64) -> String {
+fn container_table(objects: &Objects, details: &Details, wide: bool, now: i64) -> String {
     let mut headings = vec!["CONTAINER ID", "NAME", "POD", "IMAGE", "STATE", "AGE"];
-    if pids.is_some() {
-        headings.extend(["PID", "POD ID", "ATTEMPT"]);
+    if wide {
+        headings.extend(["REASON", "PID", "POD ID", "ATTEMPT"]);
     }
     let mut rows = Rows::new(&headings);
     for container in &objects.containers {
+        let end = details.ends.get(&container.id);
         let mut cells = vec![
             short(&container.id).to_owned(),
             container_name(container).to_owned(),
             objects.pod_of(container).map_or("", pod_name).to_owned(),
             shown_image(image(container)),
-            container_state(container.state()).to_owned(),
+            match end {
+                Some(end) => format!("exited ({})", end.exit_code),
+                None => container_state(container.state()).to_owned(),
+            },
             time::age(container.created_at, now),
         ];
-        if let Some(pids) = pids {
-            cells.push(pids.get(&container.id).map_or("-".to_owned(), ToString::to_string));
+        if wide {
+            cells.push(end.map_or("-".to_owned(), |end| end.reason.clone()));
+            cells.push(details.pids.get(&container.id).map_or("-".to_owned(), ToString::to_string));
             cells.push(short(&container.pod_sandbox_id).to_owned());
             cells.push(container.metadata.as_ref().map_or(0, |m| m.attempt).to_string());
         }
@@ -233,18 +276,33 @@ mod tests {
              aaaaaaaaaaaa  web   default    ready  1/1         59s\n"
         );
         assert_eq!(
-            container_table(&objects(), None, now),
+            container_table(&objects(), &Details::default(), false, now),
             "CONTAINER ID  NAME  POD  IMAGE         STATE    AGE\n\
              bbbbbbbbbbbb  app   web  cccccccccccc  running  59s\n"
         );
-        let pids = [("b".repeat(64), 77)].into();
-        assert!(container_table(&objects(), Some(&pids), now).contains("  77   aaaaaaaaaaaa  2"));
+        let details = Details { pids: [("b".repeat(64), 77)].into(), ..Details::default() };
+        let wide = container_table(&objects(), &details, true, now);
+        assert!(wide.contains("  77   aaaaaaaaaaaa  2"), "{wide}");
+    }
+
+    #[test]
+    fn an_ended_container_tells_its_exit_code() {
+        let mut all = objects();
+        all.containers[0].state = cri::ContainerState::ContainerExited.into();
+        let end = End { exit_code: 137, reason: "OOMKilled".to_owned() };
+        let details = Details { ends: [("b".repeat(64), end)].into(), ..Details::default() };
+        assert!(container_table(&all, &details, false, 0).contains("  exited (137)  "));
+        assert!(container_table(&all, &details, true, 0).contains("  OOMKilled  "));
+        let value = serde_json::to_value(container(&all.containers[0], &all, &details)).unwrap();
+        assert_eq!((&value["state"], &value["exit_code"]), (&"exited".into(), &137.into()));
+        assert_eq!(value["reason"], "OOMKilled");
     }
 
     #[test]
     fn json_for_programs() {
         let all = objects();
-        let value = serde_json::to_value(container(&all.containers[0], &all, &BTreeMap::new())).unwrap();
+        let details = Details::default();
+        let value = serde_json::to_value(container(&all.containers[0], &all, &details)).unwrap();
         assert_eq!(value["pod"]["name"], "web");
         assert_eq!(value["state"], "running");
         assert_eq!(value["created_at"], "1970-01-01T00:00:00.000Z");

@@ -138,6 +138,7 @@ async fn act(daemon: &mut Daemon, command: &Command, output: Output) -> Result<(
         Command::Inspect(args) => inspect::inspect(daemon, &args.names, output).await,
         Command::Start(targets) => remove::start(daemon, targets).await,
         Command::Stop(args) | Command::Pod(PodCommand::Stop(args)) => remove::stop(daemon, args).await,
+        Command::Kill(args) => remove::kill(daemon, args).await,
         Command::Rm(args) | Command::Pod(PodCommand::Rm(args)) => remove::rm(daemon, args).await,
         Command::Pull(args) | Command::Image(ImageCommand::Pull(args)) => pull::pull(daemon, args, output).await,
         Command::Image(ImageCommand::Prune(args)) => prune::prune(daemon, args, output).await,

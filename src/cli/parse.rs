@@ -25,6 +25,16 @@ pub enum NumberOrName {
     Name(String),
 }
 
+impl std::fmt::Display for User {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.user {
+            NumberOrName::Number(number) => write!(f, "{number}")?,
+            NumberOrName::Name(name) => f.write_str(name)?,
+        }
+        self.gid.map_or(Ok(()), |gid| write!(f, ":{gid}"))
+    }
+}
+
 /// CPU time in the kernel's terms: `quota` of every `period`, both in microseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -79,6 +89,16 @@ pub(super) fn user(text: &str) -> Result<User, String> {
     Ok(User { user, gid })
 }
 
+/// `TERM`, `SIGTERM` or `15`: the number.
+pub(super) fn signal(text: &str) -> Result<i32, String> {
+    use nix::sys::signal::Signal;
+    let upper = text.to_ascii_uppercase();
+    let name = if upper.starts_with("SIG") { upper } else { format!("SIG{upper}") };
+    let by_number = || text.parse::<i32>().ok().and_then(|number| Signal::try_from(number).ok());
+    let signal = name.parse::<Signal>().ok().or_else(by_number);
+    signal.map(|signal| signal as i32).ok_or_else(|| format!("{text:?} is no signal; write TERM, SIGTERM or 15"))
+}
+
 fn number(text: &str) -> Result<u32, String> {
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     // The last number means "unchanged" to the kernel.
@@ -127,6 +147,12 @@ fn scaled(text: &str, unit: i64) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn signals_have_names_and_numbers() {
+        assert_eq!(["TERM", "sigterm", "15"].map(signal), [Ok(15), Ok(15), Ok(15)]);
+        assert!(["", "SIG", "0", "-1", "NOPE", "1000"].iter().all(|text| signal(text).is_err()));
+    }
 
     #[test]
     fn sizes() {

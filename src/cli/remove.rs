@@ -4,10 +4,11 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::args::{RmArgs, StopArgs, Targets};
+use super::args::{KillArgs, RmArgs, StopArgs, Targets};
 use super::connect::Daemon;
 use super::error::CliError;
 use super::find::{LOG_DIRECTORY, OWN_POD, Objects, Target, pod_name};
+use super::inspect;
 use super::output::{self, short};
 use super::run;
 use crate::api::cri;
@@ -101,6 +102,22 @@ async fn stop_pod(
     }
     daemon.runtime.stop_pod_sandbox(cri::StopPodSandboxRequest { pod_sandbox_id: pod.id.clone() }).await?;
     Ok(())
+}
+
+/// `aril kill`.
+pub(super) async fn kill(daemon: &Daemon, args: &KillArgs) -> Result<(), CliError> {
+    let objects = Objects::fetch(&mut daemon.clone()).await?;
+    each(&args.targets.names, |name| {
+        let (mut daemon, objects) = (daemon.clone(), &objects);
+        async move {
+            let container = objects.container(name)?;
+            if inspect::signal(&mut daemon, &container.id, args.signal).await? {
+                return Ok(());
+            }
+            Err(CliError::Failed(format!("container {name} does not run; see `aril ps -a`")))
+        }
+    })
+    .await
 }
 
 /// `aril rm`.

@@ -116,6 +116,9 @@ fn hostname(pod: &str) -> String {
 
 fn mount(volume: &Volume) -> Result<cri::Mount, CliError> {
     let host = absolute(Path::new(&volume.host))?;
+    // The daemon makes a directory of what is not there, as kubelet wants it; to a person it is a typing error.
+    std::fs::metadata(&host)
+        .map_err(|e| CliError::io(format!("find {} of -v; make it first, or name another", host.display()), e))?;
     Ok(cri::Mount {
         container_path: volume.container.clone(),
         host_path: host.to_string_lossy().into_owned(),
@@ -252,7 +255,7 @@ mod tests {
             image: "busybox".into(),
             command: vec!["ls".into()],
             env: vec![("A".into(), "1".into())],
-            volumes: vec![parse::volume("data:/data:ro").unwrap()],
+            volumes: vec![parse::volume("src:/data:ro").unwrap()],
             user: Some(parse::user("1000:100").unwrap()),
             memory: Some(64 << 20),
             cpus: Some(parse::cpus("0.5").unwrap()),
@@ -262,6 +265,8 @@ mod tests {
         };
         let config = container("c", &args, PidMode::Pod).unwrap();
         assert!(config.mounts[0].host_path.starts_with('/') && config.mounts[0].readonly);
+        let mistyped = parse::volume("no-such-directory:/data").unwrap();
+        assert!(container("c", &ContainerArgs { volumes: vec![mistyped], ..args }, PidMode::Pod).is_err());
         assert_eq!((config.args, config.log_path.as_str()), (vec!["ls".to_owned()], "c.log"));
         assert!(config.stdin && config.stdin_once && !config.tty);
         let linux = config.linux.unwrap();

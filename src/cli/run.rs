@@ -34,6 +34,10 @@ pub(super) async fn run(daemon: &mut Daemon, args: &RunArgs, output: Output) -> 
     if args.container.tty && args.container.interactive && !args.detach {
         super::terminal::require()?;
     }
+    if args.detach && args.rm {
+        let message = "--rm with -d: nobody stays to remove it; leave out --rm, and `aril rm -f NAME` it in the end";
+        return Err(CliError::Usage(message.to_owned()));
+    }
     let made = make(daemon, &args.container).await?;
     if args.detach {
         if let Err(e) = start(daemon, &made.container).await {

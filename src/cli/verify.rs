@@ -49,7 +49,11 @@ fn report(name: &str, verified: &VerifyImageResponse) -> String {
     let is_sound = verified.layers.iter().all(|layer| layer.faults.is_empty());
     let verdict = if is_sound { "sound" } else { "damaged" };
     let (layers, files) = (verified.layers.len(), sum(|l| l.files));
-    let mut text = format!("{name}: {verdict} ({layers} layers, {files} files, {})\n", output::bytes(sum(|l| l.bytes)));
+    let mut text = format!(
+        "{name}: {verdict} ({layers} layer{}, {files} files, {})\n",
+        if layers == 1 { "" } else { "s" },
+        output::bytes(sum(|l| l.bytes))
+    );
     for layer in &verified.layers {
         for fault in &layer.faults {
             // Names of files are a stranger's.

@@ -124,9 +124,9 @@ impl Node for Service {
         let Some(exec_request::Body::Start(start)) = input.message().await?.and_then(|m| m.body) else {
             return Err(invalid("start", "missing: the first message says what to run"));
         };
-        let ExecStart { container_id, command, tty, stdin, size } = start;
+        let ExecStart { container_id, command, tty, stdin, size, env, working_dir, user } = start;
         let size = size.map(|size| session::size(&size)).unwrap_or_default();
-        let config = SessionConfig { command, tty, stdin, size };
+        let config = SessionConfig { command, tty, stdin, size, env, working_dir, user };
         let session = self.node.exec(&container_id, config).await.map_err(|e| error(&e))?;
         let (sender, receiver) = mpsc::channel(BACKLOG);
         tokio::spawn(session::exec(session, input, sender));

@@ -103,7 +103,12 @@ impl Archive {
         }
         let size = file.seek(SeekFrom::End(0)).map_err(failed("read"))?;
         let index = index(Blob { file: file.try_clone().map_err(failed("open"))?, position: 0, end: size }, limits)
-            .map_err(|e| ImageError::Format { path: path.to_owned(), reason: e.to_string() })?;
+            .map_err(|e| match e {
+                // Not of a layer: of this file.
+                UnpackError::Damaged { reason } => format!("it is no tar archive, or a damaged one ({reason})"),
+                e => e.to_string(),
+            })
+            .map_err(|reason| ImageError::Format { path: path.to_owned(), reason })?;
         Ok(Self { path: path.to_owned(), contents: Contents::Tar { file, index } })
     }
 

@@ -76,6 +76,12 @@ pub struct SessionConfig {
     pub stdin: bool,
     /// Rows and columns of the terminal; 0: the kernel's default.
     pub size: (u16, u16),
+    /// KEY=VALUE, beside the container's and in place of those with the same key.
+    pub env: Vec<String>,
+    /// Empty: the container's.
+    pub working_dir: String,
+    /// Like an image's; empty: the container's.
+    pub user: String,
 }
 
 /// A session whose client goes away must not go on.
@@ -170,7 +176,8 @@ impl Node {
     /// Why it could not be started, as far as that is known at once; else [`Session::wait`] tells.
     pub async fn exec(&self, container: &str, config: SessionConfig) -> Result<Session, Arc<NodeError>> {
         let (record, shim) = self.running(container, "exec in it")?;
-        let mut process = spec::exec_process(&config.command, config.tty).map_err(NodeError::from)?;
+        let SessionConfig { command, tty, env, working_dir, user, .. } = &config;
+        let mut process = spec::exec_session(command, *tty, env, working_dir, user).map_err(NodeError::from)?;
         (process.tty_rows, process.tty_cols) = (config.size.0.into(), config.size.1.into());
         let made = NodeError::io("make", "pipe");
         let pipes = if config.tty { Ok(Default::default()) } else { pipes(config.stdin) };

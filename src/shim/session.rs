@@ -310,7 +310,8 @@ impl Container {
                 tty: asked.tty,
                 tty_rows: asked.tty_rows,
                 tty_cols: asked.tty_cols,
-                user: None,
+                user: asked.user,
+                env: merged(&self.process.env, asked.env, asked.tty),
                 ..self.process.clone()
             }
         } else {
@@ -324,6 +325,20 @@ impl Container {
         }
         process
     }
+}
+
+/// The container's variables with those of a session in place of or behind them; a terminal has a type.
+fn merged(own: &[String], asked: Vec<String>, tty: bool) -> Vec<String> {
+    fn key(entry: &str) -> &str {
+        entry.split('=').next().unwrap_or(entry)
+    }
+    let asked_keys: std::collections::BTreeSet<String> = asked.iter().map(|entry| key(entry).to_owned()).collect();
+    let kept = own.iter().filter(|entry| !asked_keys.contains(key(entry))).cloned();
+    let mut all: Vec<String> = kept.chain(asked).collect();
+    if tty && !all.iter().any(|entry| key(entry) == "TERM") {
+        all.push("TERM=xterm".to_owned());
+    }
+    all
 }
 
 fn stdio_of(request: &pb::Exec, tty: bool, fds: Vec<OwnedFd>) -> Result<Stdio3, Failure> {

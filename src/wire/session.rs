@@ -142,7 +142,7 @@ impl Shim {
     }
 
     /// Starts one more process in a running container. `exec_id` must be new. `process` counts as a whole, or with
-    /// `inherit` only its args, cwd and tty.
+    /// `inherit` only its args, cwd, user and tty, and its env beside the container's.
     ///
     /// # Errors
     /// As [`Shim::call`]; why the process did not start is told by [`ExecSession::wait`].

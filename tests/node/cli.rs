@@ -223,6 +223,67 @@ fn a_person_works_at_a_terminal() {
 }
 
 #[test]
+fn a_command_may_be_somebody_else_somewhere_else() {
+    let node = start();
+    ok(&node, &["run", "-d", "--name", "x", "-e", "A=1", "-e", "B=2", "busybox", "sleep", "1000"]);
+    let script = "echo $A $B $C $(id -u):$(id -g) $(pwd) ${TERM:-none}";
+    assert_eq!(ok(&node, &["exec", "x", "sh", "-c", script]), "1 2 0:0 / none\n");
+    let options = ["exec", "-e", "B=3", "-e", "C=4", "-u", "5:6", "-w", "/tmp", "x", "sh", "-c", script];
+    assert_eq!(ok(&node, &options), "1 3 4 5:6 /tmp none\n");
+    assert_eq!(text(&aril(&node, &["exec", "-t", "x", "sh", "-c", "echo $TERM"]).stdout).trim(), "xterm");
+    let refused = aril(&node, &["exec", "-w", "tmp", "x", "true"]);
+    assert!(!refused.status.success() && text(&refused.stderr).contains("working_dir"), "{}", text(&refused.stderr));
+    ok(&node, &["rm", "-f", "x"]);
+    node.finish();
+}
+
+#[test]
+fn what_cannot_be_is_told_with_its_reason() {
+    let node = start();
+    let junk = node.path("junk");
+    std::fs::write(&junk, "no tar at all\n".repeat(100)).unwrap();
+    let junk = junk.display().to_string();
+    for (arguments, words) in [
+        (&["run", "-d", "--rm", "busybox", "true"][..], "nobody stays to remove it"),
+        (&["run", "--rm", "-v", "/no/such:/x", "busybox", "true"], "/no/such of -v; make it first"),
+        (&["image", "import", &junk], "no tar archive"),
+    ] {
+        let output = aril(&node, arguments);
+        let told = text(&output.stderr);
+        assert!(!output.status.success() && told.contains(words) && told.lines().count() == 1, "{told}");
+    }
+    assert_eq!(aril(&node, &["run", "--name", "three", "busybox", "sh", "-c", "exit 3"]).status.code(), Some(3));
+    assert!(ok(&node, &["ps", "-a"]).contains("exited (3)"));
+    let listed = json(&node, &["ps", "-a"]);
+    assert_eq!((&listed[0]["exit_code"], &listed[0]["reason"]), (&3.into(), &"Error".into()));
+    assert_eq!(ok(&node, &["ps", "-aq"]).trim(), listed[0]["id"].as_str().unwrap());
+    assert!(ok(&node, &["help", "run"]).contains("--rm"));
+    ok(&node, &["rm", "three"]);
+    node.finish();
+}
+
+#[test]
+fn a_container_is_killed_by_the_signal_of_choice() {
+    let node = start();
+    ok(&node, &["run", "-d", "--name", "x", "busybox", "sh", "-c", "trap 'exit 9' USR1; while :; do sleep 0.05; done"]);
+    // The trap is set a moment after the start; until then the first process of a namespace gets no such signal.
+    let ended = wait_for("the end of the container", PATIENCE, || {
+        aril(&node, &["kill", "-s", "USR1", "x"]);
+        let listed = json(&node, &["ps", "-a"]);
+        (listed[0]["state"] == "exited").then(|| listed[0]["exit_code"].clone())
+    });
+    assert_eq!(ended, 9);
+    let refused = aril(&node, &["kill", "x"]);
+    assert!(!refused.status.success() && text(&refused.stderr).contains("does not run"), "{}", text(&refused.stderr));
+    ok(&node, &["rm", "x"]);
+    ok(&node, &["run", "-d", "--name", "x", "busybox", "sleep", "1000"]);
+    ok(&node, &["kill", "x"]);
+    wait_for("the end of the container", PATIENCE, || ok(&node, &["ps", "-a"]).contains("exited (137)").then_some(()));
+    ok(&node, &["rm", "x"]);
+    node.finish();
+}
+
+#[test]
 fn logs_are_followed_to_the_end() {
     let node = start();
     ok(&node, &["run", "-d", "--name", "talk", "busybox", "sh", "-c", "for i in 1 2 3 4; do echo $i; sleep 0.2; done"]);

@@ -65,6 +65,9 @@ impl Check {
 pub(super) fn doctor(config: &Config, output: Output) -> Result<u8, CliError> {
     let mut checks = kernel::checks(&config.root);
     checks.extend(machine::checks(config));
+    if !nix::unistd::geteuid().is_root() {
+        checks.iter_mut().for_each(leave_to_root);
+    }
     let sick = checks.iter().any(|c| c.verdict == Verdict::Missing);
     match output {
         Output::Json => output::print(&output::json(&serde_json::json!({"healthy": !sick, "checks": checks}))?)?,
@@ -73,6 +76,14 @@ pub(super) fn doctor(config: &Config, output: Output) -> Result<u8, CliError> {
         }
     }
     Ok(u8::from(sick))
+}
+
+/// What an ordinary user is refused says nothing of the machine.
+fn leave_to_root(check: &mut Check) {
+    if check.verdict == Verdict::Missing && ["EPERM", "EACCES"].iter().any(|errno| check.found.contains(errno)) {
+        let found = format!("only root can try it ({})", check.found);
+        *check = Check::warning(check.name, found, "run `aril doctor` as root");
+    }
 }
 
 fn text(checks: &[Check], colours: bool) -> String {
@@ -123,6 +134,16 @@ fn paint(verdict: Verdict, colours: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_only_root_may_is_not_missing() {
+        let mut refused = Check::missing("openat2", "refused with EPERM", "use a newer kernel");
+        leave_to_root(&mut refused);
+        assert_eq!((refused.verdict, refused.remedy.as_str()), (Verdict::Warning, "run `aril doctor` as root"));
+        let mut absent = Check::missing("openat2", "refused with ENOSYS", "use a newer kernel");
+        leave_to_root(&mut absent);
+        assert_eq!(absent.verdict, Verdict::Missing);
+    }
 
     #[test]
     fn the_report_ends_with_what_to_do() {

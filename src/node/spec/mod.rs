@@ -26,7 +26,7 @@ pub use container::{container_spec, log_path};
 pub use device::HostDevice;
 pub use error::{Kind, SpecError};
 use nix::errno::Errno;
-pub use process::exec_process;
+pub use process::{exec_process, exec_session};
 pub use resource::update;
 pub use sandbox::{host_network, sandbox_plan};
 pub use signal::{image_signal, signal_number};

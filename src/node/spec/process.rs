@@ -1,5 +1,6 @@
 //! What a container runs: command, environment, directory.
 
+use super::user::session_user;
 use super::{Image, SpecError, check};
 use crate::api::cri;
 use crate::plan;
@@ -49,6 +50,30 @@ pub fn exec_process(cmd: &[String], tty: bool) -> Result<plan::Process, SpecErro
     }
     list("cmd", cmd)?;
     Ok(plan::Process { args: cmd.to_vec(), tty, ..Default::default() })
+}
+
+/// As [`exec_process`], with variables (`KEY=VALUE`) beside the container's, and a directory and a user in place of its
+/// own where they are not empty.
+///
+/// # Errors
+/// As [`exec_process`]; also for what no variable, directory or user can be.
+pub fn exec_session(
+    cmd: &[String],
+    tty: bool,
+    env: &[String],
+    cwd: &str,
+    user: &str,
+) -> Result<plan::Process, SpecError> {
+    check::at_most("env", env, MAX_ENTRIES)?;
+    for (i, entry) in env.iter().enumerate() {
+        let (name, value) = entry.split_once('=').unwrap_or((entry, ""));
+        check_variable(&format!("env[{i}]"), name, value)?;
+    }
+    if !cwd.is_empty() {
+        check::absolute("working_dir", cwd)?;
+    }
+    let process = exec_process(cmd, tty)?;
+    Ok(plan::Process { env: env.to_vec(), cwd: cwd.to_owned(), user: session_user(user)?, ..process })
 }
 
 /// The environment: defaults, then the image's, then the request's; of equal names the last wins

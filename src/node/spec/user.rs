@@ -55,14 +55,13 @@ impl std::fmt::Display for Who {
 type Pair = (Who, Option<Who>);
 
 /// `USER` of an image; empty is nobody in particular, which is root.
-fn image_user(text: &str) -> Result<Option<Pair>, SpecError> {
-    const FIELD: &str = "image config: User";
+fn written_user(field: &str, text: &str) -> Result<Option<Pair>, SpecError> {
     if text.is_empty() {
         return Ok(None);
     }
     match text.split_once(':') {
-        None => Ok(Some((Who::parse(FIELD, text)?, None))),
-        Some((user, group)) => Ok(Some((Who::parse(FIELD, user)?, Some(Who::parse(FIELD, group)?)))),
+        None => Ok(Some((Who::parse(field, text)?, None))),
+        Some((user, group)) => Ok(Some((Who::parse(field, user)?, Some(Who::parse(field, group)?)))),
     }
 }
 
@@ -96,7 +95,7 @@ fn requested(security: &cri::LinuxContainerSecurityContext) -> Result<Option<Pai
 pub(super) fn user(security: &cri::LinuxContainerSecurityContext, image: &str) -> Result<plan::User, SpecError> {
     let pair = match requested(security)? {
         Some(pair) => Some(pair),
-        None => image_user(image)?,
+        None => written_user("image config: User", image)?,
     };
     let field = "linux.security_context.supplemental_groups_policy";
     let policy: cri::SupplementalGroupsPolicy = check::known(field, security.supplemental_groups_policy)?;
@@ -117,6 +116,18 @@ pub(super) fn user(security: &cri::LinuxContainerSecurityContext, image: &str) -
         additional_gids: groups("linux.security_context.supplemental_groups", &security.supplemental_groups)?,
         merge_image_groups: policy == cri::SupplementalGroupsPolicy::Merge,
     })
+}
+
+/// The user of an exec session, with the groups it has in the container; none: the container's.
+pub(super) fn session_user(text: &str) -> Result<Option<plan::User>, SpecError> {
+    let planned = |(user, group): Pair| plan::User {
+        spec: group.as_ref().map_or_else(|| user.to_string(), |group| format!("{user}:{group}")),
+        uid: user.number(),
+        gid: group.as_ref().and_then(Who::number),
+        additional_gids: Vec::new(),
+        merge_image_groups: true,
+    };
+    Ok(written_user("user", text)?.map(planned))
 }
 
 /// Group ids, each once, in their order.
