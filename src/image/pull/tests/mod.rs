@@ -454,7 +454,8 @@ async fn what_cannot_be_unpacked_does_not_wait_for_the_network() {
     let tar = Layer::new().file("../../x", b"out").file("large", &noise(4 << 20, 1)).tar();
     let blob = Blob::of(tar, "none");
     bench.fake.serve("app:1", &Layout::of(vec![blob.clone()]));
-    bench.fake.chunk_bytes.store(2 << 20, Ordering::Relaxed);
+    // Enough for the one buffer that shows it, while a thread waits for the next.
+    bench.fake.chunk_bytes.store(300 << 10, Ordering::Relaxed);
     bench.fake.stalled.lock().unwrap().push(blob_digest(&blob));
     let reason = tokio::time::timeout(Duration::from_secs(10), bench.refusal("reg.example/app:1")).await.unwrap();
     assert!(reason.contains("../../x"), "{reason}");
