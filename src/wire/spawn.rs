@@ -11,6 +11,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
@@ -83,6 +84,10 @@ pub(super) async fn reap(mut child: Child) {
 /// Executable whatever `vm.memfd_noexec` has as its default; Linux 6.3, not yet named in nix.
 const MFD_EXEC: MFdFlags = MFdFlags::from_bits_retain(0x10);
 
+/// How often sealing is tried while a page is held by somebody, once at the daemon's start.
+const SEAL_TRIES: u32 = 20;
+const SEAL_PAUSE: Duration = Duration::from_millis(10);
+
 fn sealed_copy(source: &mut File) -> io::Result<OwnedFd> {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     let memfd = match memfd_create(c"aril-shim", flags | MFD_EXEC) {
@@ -93,7 +98,15 @@ fn sealed_copy(source: &mut File) -> io::Result<OwnedFd> {
     let mut file = File::from(memfd);
     io::copy(source, &mut file)?;
     let seals = SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
-    fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
+    let mut tries = 0;
+    // A page that somebody holds cannot be sealed, and the kernel's own scanners hold any page for a moment.
+    while let Err(e) = fcntl(&file, FcntlArg::F_ADD_SEALS(seals)) {
+        tries += 1;
+        if e != Errno::EBUSY || tries == SEAL_TRIES {
+            return Err(e.into());
+        }
+        std::thread::sleep(SEAL_PAUSE);
+    }
     Ok(file.into())
 }
 
