@@ -124,7 +124,13 @@ mod tests {
     use super::*;
 
     fn run(program: &OwnedFd) -> bool {
-        Command::new(format!("/proc/self/fd/{}", program.as_raw_fd())).status().unwrap().success()
+        loop {
+            match Command::new(format!("/proc/self/fd/{}", program.as_raw_fd())).status() {
+                // A child of another test has the file open for writing until it executes its own program.
+                Err(e) if e.kind() == io::ErrorKind::ExecutableFileBusy => std::thread::yield_now(),
+                ended => return ended.unwrap().success(),
+            }
+        }
     }
 
     #[test]
