@@ -1,0 +1,93 @@
+//! The network of pods: one namespace a pod, and a driver that connects it.
+//!
+//! Owns what a pod has in the network beyond its namespaces: devices, addresses, host ports, the books about them.
+//! Never knows a pod's state or its containers; `node` says when a network is made and when it goes.
+//!
+//! A driver ([`Driver`]) is synchronous and may block: it is called on a thread made for the one call, which may enter
+//! network namespaces and is thrown away. What lives on the host (lease, pin, rules, a plugin's result) is written
+//! down before it is made, by the sandbox's id, so that a teardown needs no more than that id.
+//!
+//! Follows CNI 1.1 in its words: a network is *added* to a pod and *deleted* from it.
+
+mod error;
+pub mod namespace;
+mod request;
+
+pub use self::error::{Leftover, NetError};
+pub use self::request::{Address, Attachment, Bandwidth, Dns, Ports, Protocol, Request, Route};
+
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+
+use crate::id::SandboxId;
+
+/// The pod's own end of its network.
+pub const INTERFACE: &str = "eth0";
+
+/// A pod's network namespace, as a driver gets it.
+#[derive(Debug, Clone, Copy)]
+pub struct Namespace<'a> {
+    /// The namespace.
+    pub fd: BorrowedFd<'a>,
+    /// Where it is pinned on the host, for drivers that ask for it ([`Driver::needs_path`]).
+    pub path: Option<&'a Path>,
+}
+
+/// Connects pods to a network. One instance serves all pods; every call has a thread of its own and may block until the
+/// deadline the driver itself keeps.
+pub trait Driver: std::fmt::Debug + Send + Sync {
+    /// "bridge", "cni".
+    fn name(&self) -> &'static str;
+
+    /// Whether what runs for this driver needs the namespace by a path on the host.
+    fn needs_path(&self) -> bool;
+
+    /// Whether pods can be connected now.
+    ///
+    /// # Errors
+    /// The reason, for NetworkReady and for people.
+    fn status(&self) -> Result<(), NetError>;
+
+    /// Whether this request can be served at all; makes nothing.
+    ///
+    /// # Errors
+    /// [`NetError::Invalid`] or [`NetError::Unsupported`] naming the field.
+    fn validate(&self, request: &Request) -> Result<(), NetError>;
+
+    /// Connects a namespace. A failed setup leaves what [`teardown`](Self::teardown) takes away.
+    ///
+    /// # Errors
+    /// [`NetError`] naming the step.
+    fn setup(&self, request: &Request, namespace: Namespace<'_>) -> Result<Attachment, NetError>;
+
+    /// Whether the network still is as `setup` left it; repairs what belongs to all pods (bridge, tables).
+    ///
+    /// # Errors
+    /// What of the pod's own is missing.
+    fn check(&self, id: &SandboxId, namespace: Namespace<'_>) -> Result<(), NetError>;
+
+    /// Takes away all that was made for the sandbox, whatever is left of it and of its namespace, goes on past
+    /// failures, and may be called any number of times, also for a sandbox never set up.
+    ///
+    /// Returns what is still there, to be tried again; empty: nothing.
+    fn teardown(&self, id: &SandboxId, namespace: Option<Namespace<'_>>) -> Vec<Leftover>;
+
+    /// The sandboxes this driver has something of, by its own books.
+    ///
+    /// # Errors
+    /// [`NetError::Io`] if the books cannot be read.
+    fn known(&self) -> Result<Vec<SandboxId>, NetError>;
+
+    /// Called at start and now and then with all sandboxes that have a network: takes away what belongs to others, and
+    /// brings back what is missing of what all pods share. Returns what could not be taken away.
+    fn reconcile(&self, live: &[SandboxId]) -> Vec<Leftover>;
+
+    /// kubelet's address range for this node's pods (UpdateRuntimeConfig), one or two, comma-separated; checked.
+    ///
+    /// # Errors
+    /// [`NetError::Invalid`] if it is none.
+    fn set_pod_cidr(&self, cidr: &str) -> Result<(), NetError>;
+
+    /// What a person wants to know of the network (`aril network inspect`), as JSON.
+    fn describe(&self) -> serde_json::Value;
+}
