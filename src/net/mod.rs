@@ -33,6 +33,15 @@ pub struct Namespace<'a> {
     pub path: Option<&'a Path>,
 }
 
+/// A sandbox with a network, by its record.
+#[derive(Debug, Clone)]
+pub struct Live {
+    /// The sandbox.
+    pub id: SandboxId,
+    /// How it is connected.
+    pub attachment: Attachment,
+}
+
 /// Connects pods to a network. One instance serves all pods; every call has a thread of its own and may block until the
 /// deadline the driver itself keeps.
 pub trait Driver: std::fmt::Debug + Send + Sync {
@@ -78,9 +87,10 @@ pub trait Driver: std::fmt::Debug + Send + Sync {
     /// [`NetError::Io`] if the books cannot be read.
     fn known(&self) -> Result<Vec<SandboxId>, NetError>;
 
-    /// Called at start and now and then with all sandboxes that have a network: takes away what belongs to others, and
-    /// brings back what is missing of what all pods share. Returns what could not be taken away.
-    fn reconcile(&self, live: &[SandboxId]) -> Vec<Leftover>;
+    /// Called at start and now and then with every sandbox this driver has connected: takes away what belongs to others,
+    /// rebuilds its own books where they are damaged, and brings back what is missing of what all pods share. Returns
+    /// what could not be put right.
+    fn reconcile(&self, live: &[Live]) -> Vec<Leftover>;
 
     /// kubelet's address range for this node's pods (UpdateRuntimeConfig), one or two, comma-separated; checked.
     ///

@@ -118,6 +118,9 @@ pub struct Attachment {
     /// Routes that were set.
     #[serde(default)]
     pub routes: Vec<Route>,
+    /// Host ports that lead to the pod.
+    #[serde(default)]
+    pub ports: Vec<Ports>,
     /// What the network says of name service; empty: nothing.
     #[serde(default)]
     pub dns: Dns,
