@@ -9,6 +9,7 @@
 //!
 //! Follows CRI v1 (`proto/cri.proto`) and `proto/aril.proto`.
 
+mod call;
 mod error;
 mod filter;
 mod images;
@@ -16,17 +17,15 @@ mod info;
 mod people;
 mod pull;
 mod runtime;
+mod server;
 mod session;
 mod status;
 
-use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::net::UnixListener;
-use tokio::sync::oneshot;
-use tokio_stream::wrappers::UnixListenerStream;
-use tracing::{info, warn};
+use tonic::service::Routes;
+use tracing::info;
 
 use crate::api::service::cri::image_service_server::ImageServiceServer;
 use crate::api::service::cri::runtime_service_server::RuntimeServiceServer;
@@ -36,69 +35,24 @@ use crate::node::Node;
 /// The largest message taken, as with kubelet's client.
 const MESSAGE_LIMIT_BYTES: usize = 16 << 20;
 
-/// What a client may send of one request before it is read. The data of a session nobody reads stays there.
-const STREAM_WINDOW_BYTES: u32 = 256 << 10;
-
-/// The same for all requests of a connection: sixteen sessions nobody reads must not hold up the seventeenth request.
-const CONNECTION_WINDOW_BYTES: u32 = 17 * STREAM_WINDOW_BYTES;
-
-/// How long requests under way may take to end once the daemon is told to.
-const DRAIN: Duration = Duration::from_secs(10);
-
-/// Why serving ended.
-#[derive(Debug, thiserror::Error)]
-#[error("serve the socket")]
-pub struct ServeError {
-    #[from]
-    source: tonic::transport::Error,
-}
-
 /// All three services of one node.
 #[derive(Debug, Clone)]
 struct Service {
     node: Arc<Node>,
 }
 
-/// Serves requests on `listener` until `shutdown` ends; then those under way get ten seconds.
+/// Serves requests on `listener` until `shutdown` ends; then those under way get ten seconds, and clients that have
+/// none are let go at once.
 ///
 /// Workloads are not touched. Needs a tokio runtime with time and I/O.
-///
-/// # Errors
-/// [`ServeError`] if the transport fails.
-pub async fn serve(
-    node: Arc<Node>,
-    listener: UnixListener,
-    shutdown: impl Future<Output = ()> + Send,
-) -> Result<(), ServeError> {
+pub async fn serve(node: Arc<Node>, listener: UnixListener, shutdown: impl Future<Output = ()> + Send) {
     let service = Service { node };
     let runtime = RuntimeServiceServer::new(service.clone()).max_decoding_message_size(MESSAGE_LIMIT_BYTES);
     let images = ImageServiceServer::new(service.clone()).max_decoding_message_size(MESSAGE_LIMIT_BYTES);
     let people = NodeServer::new(service).max_decoding_message_size(MESSAGE_LIMIT_BYTES);
-    let (told, stopping) = oneshot::channel();
     let shutdown = async move {
         shutdown.await;
         info!("stopping, workloads go on");
-        // The other side is only gone if the server has ended by itself.
-        told.send(()).ok();
     };
-    let server = tonic::transport::Server::builder()
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .add_service(runtime)
-        .add_service(images)
-        .add_service(people)
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown);
-    let too_late = async {
-        match stopping.await {
-            Ok(()) => tokio::time::sleep(DRAIN).await,
-            Err(_) => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        result = server => Ok(result?),
-        () = too_late => {
-            warn!(limit = ?DRAIN, "requests still under way were dropped");
-            Ok(())
-        }
-    }
+    server::serve(Routes::new(runtime).add_service(images).add_service(people), listener, shutdown).await;
 }

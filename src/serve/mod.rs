@@ -96,7 +96,7 @@ async fn run(config: &Config, settings: Settings, exit_when_idle: bool) -> Resul
         Ok::<(), Box<dyn Error>>(())
     };
     tokio::select! {
-        result = serving => result?,
+        () = serving => {}
         result = end_when_due => result?,
     }
     Ok(())

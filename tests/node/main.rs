@@ -32,3 +32,4 @@ mod security;
 mod sick;
 mod speed;
 mod stress;
+mod wire;
