@@ -23,5 +23,7 @@ pub mod observe;
 pub mod plan;
 pub mod runtime;
 pub mod shim;
+#[cfg(feature = "daemon")]
+pub mod stream;
 pub mod sys;
 pub mod wire;
