@@ -11,7 +11,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("cli", &["api", "config", "disk", "id", "observe", "sys"]),
     ("compile", &["id", "plan"]),
     ("config", &["id"]),
-    ("cri", &["api", "id", "image", "node", "observe", "stream"]),
+    ("cri", &["api", "id", "image", "net", "node", "observe", "stream"]),
     ("disk", &["sys"]),
     ("id", &[]),
     ("image", &["api", "disk", "id", "observe", "sys"]),

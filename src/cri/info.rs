@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use crate::image::Image;
+use crate::net;
 use crate::node::{ContainerRecord, Node, SandboxRecord};
 
 type Info = BTreeMap<String, String>;
@@ -23,6 +24,8 @@ pub(super) fn sandbox(node: &Node, record: &SandboxRecord) -> Info {
         "runDirectory": node.settings().run(&record.id),
         "overhead": record.overhead,
         "resources": record.resources,
+        "network": record.network,
+        "networkNamespace": node.network().pin(&record.id),
         "warnings": record.warnings,
         "config": *record.config,
     }))
@@ -64,7 +67,7 @@ pub(super) fn image(image: &Image) -> Info {
 }
 
 /// About the runtime.
-pub(super) fn runtime(node: &Node) -> Info {
+pub(super) fn runtime(node: &Node, network: &net::Status) -> Info {
     let settings = node.settings();
     let config = json!({
         "root": settings.root,
@@ -72,7 +75,13 @@ pub(super) fn runtime(node: &Node) -> Info {
         "shim": settings.shim,
         "cgroupParent": settings.cgroup_parent,
         "cgroupVersion": crate::node::cgroup_version(),
-        "podCIDR": node.pod_cidr(),
+        "podCIDR": node.network().pod_cidr(),
+        "network": {
+            "driver": network.driver,
+            "problem": network.problem,
+            "configured": settings.network,
+            "leftovers": node.network().leftovers().len(),
+        },
         "version": env!("CARGO_PKG_VERSION"),
     });
     [("config".to_owned(), config.to_string())].into()

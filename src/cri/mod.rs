@@ -4,8 +4,8 @@
 //! decision. An RPC that is not there says so by name with `Unimplemented`. One function maps
 //! errors to codes ([`error::status`]).
 //!
-//! NetworkReady is reported as it is: pods have the host's network or a network namespace with
-//! loopback alone, so it is false and says why. Pods on the host's network run all the same.
+//! NetworkReady is reported as it is: where the network's driver can connect no pod it is false and says why. Pods on the
+//! host's network run all the same.
 //!
 //! Follows CRI v1 (`proto/cri.proto`) and `proto/aril.proto`.
 
@@ -14,6 +14,7 @@ mod error;
 mod filter;
 mod images;
 mod info;
+mod network;
 mod people;
 mod pull;
 mod runtime;

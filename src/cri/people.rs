@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::error::{image_store, import, invalid, status as error};
 use super::pull::PullStream;
-use super::{Service, session};
+use super::{Service, network, session};
 use crate::api::node::{attach_request, exec_request, *};
 use crate::api::service::node::node_server::Node;
 use crate::image;
@@ -133,9 +133,22 @@ impl Node for Service {
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
+    async fn list_networks(&self, _: Request<ListNetworksRequest>) -> Answer<ListNetworksResponse> {
+        Ok(Response::new(network::list(&self.node).await))
+    }
+
+    async fn inspect_network(&self, request: Request<InspectNetworkRequest>) -> Answer<InspectNetworkResponse> {
+        network::inspect(&self.node, &request.get_ref().driver).await.map(Response::new)
+    }
+
+    async fn system_reset(&self, _: Request<SystemResetRequest>) -> Answer<SystemResetResponse> {
+        network::reset(&self.node).await.map(Response::new)
+    }
+
     async fn info(&self, _: Request<InfoRequest>) -> Answer<InfoResponse> {
         let settings = self.node.settings();
         let (pods, containers) = self.node.counts();
+        let network = self.node.network().status().await;
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         Ok(Response::new(InfoResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -148,6 +161,8 @@ impl Node for Service {
             containers: count(containers),
             images: count(self.node.images().list().len()),
             started_at: self.node.started_at(),
+            network_driver: network.driver.to_owned(),
+            network_problem: network.problem.unwrap_or_default(),
         }))
     }
 }

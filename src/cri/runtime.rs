@@ -37,8 +37,9 @@ impl RuntimeService for Service {
             reason: reason.to_owned(),
             message: message.to_owned(),
         };
-        let no_network = "this version of aril makes no pod network: \
-                          pods have the host's, or a network namespace with loopback alone";
+        let network = self.node.network().status().await;
+        let problem = network.problem.as_deref();
+        let network_reason = if problem.is_some() { "NetworkPluginNotReady" } else { "" };
         let features =
             RuntimeHandlerFeatures { recursive_read_only_mounts: recursive_read_only(), user_namespaces: false };
         let handler = |name: &str| RuntimeHandler { name: name.to_owned(), features: Some(features) };
@@ -46,10 +47,10 @@ impl RuntimeService for Service {
             status: Some(RuntimeStatus {
                 conditions: vec![
                     condition("RuntimeReady", true, "", ""),
-                    condition("NetworkReady", false, "NetworkPluginNotReady", no_network),
+                    condition("NetworkReady", problem.is_none(), network_reason, problem.unwrap_or_default()),
                 ],
             }),
-            info: if request.get_ref().verbose { info::runtime(&self.node) } else { Default::default() },
+            info: if request.get_ref().verbose { info::runtime(&self.node, &network) } else { Default::default() },
             runtime_handlers: vec![handler(""), handler("aril")],
             features: Some(RuntimeFeatures { supplemental_groups_policy: true, user_namespaces_host_network: false }),
         }))
@@ -66,7 +67,7 @@ impl RuntimeService for Service {
     ) -> Answer<UpdateRuntimeConfigResponse> {
         let network = request.into_inner().runtime_config.and_then(|config| config.network_config);
         if let Some(network) = network {
-            self.node.set_pod_cidr(network.pod_cidr);
+            self.node.set_pod_cidr(&network.pod_cidr).await.map_err(|e| error(&e))?;
         }
         Ok(Response::new(UpdateRuntimeConfigResponse {}))
     }

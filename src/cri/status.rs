@@ -45,13 +45,21 @@ pub(super) fn sandbox_status(record: &SandboxRecord) -> cri::PodSandboxStatus {
         metadata: record.config.metadata.clone(),
         state: sandbox_state(record).into(),
         created_at: record.created_at,
-        // On the host's network, or with loopback alone, a pod has no address of its own.
-        network: Some(cri::PodSandboxNetworkStatus::default()),
+        // On the host's network, with loopback alone, or stopped, a pod has no address of its own.
+        network: Some(network(record)),
         linux: Some(cri::LinuxPodSandboxStatus { namespaces: Some(cri::Namespace { options: Some(options) }) }),
         labels: record.config.labels.clone(),
         annotations: record.config.annotations.clone(),
         runtime_handler: record.runtime_handler.clone(),
     }
+}
+
+fn network(record: &SandboxRecord) -> cri::PodSandboxNetworkStatus {
+    let stands = record.state.is_ready();
+    let addresses = record.network.iter().filter(|_| stands).flat_map(|network| &network.addresses);
+    let mut ips = addresses.map(|address| address.ip.to_string());
+    let ip = ips.next().unwrap_or_default();
+    cri::PodSandboxNetworkStatus { ip, additional_ips: ips.map(|ip| cri::PodIp { ip }).collect() }
 }
 
 /// A container in a list.
@@ -166,6 +174,7 @@ pub(super) mod tests {
             runtime_handler: "aril".into(),
             overhead: None,
             resources: None,
+            network: None,
             warnings: Vec::new(),
             unreachable: false,
             config: config.into(),

@@ -32,6 +32,9 @@ pub enum NetError {
     /// The kernel refused.
     #[error("{step} {object}: {source}")]
     Kernel { step: &'static str, object: String, source: io::Error },
+    /// A driver gave up in a way it must not.
+    #[error("network driver {driver} panicked: {message}; this is a flaw of aril")]
+    Panicked { driver: String, message: String },
     /// A file could not be read or written.
     #[error("{step} {}: {source}", path.display())]
     Io { step: &'static str, path: PathBuf, source: io::Error },

@@ -7,17 +7,29 @@
 //! network namespaces and is thrown away. What lives on the host (lease, pin, rules, a plugin's result) is written
 //! down before it is made, by the sandbox's id, so that a teardown needs no more than that id.
 //!
+//! [`Network`] is what `node` talks to: it chooses the driver, makes the namespace, keeps what could not be taken away
+//! until it can, and sees to it that a driver that hangs or panics costs nobody but the pod it was called for.
+//!
 //! Follows CNI 1.1 in its words: a network is *added* to a pod and *deleted* from it.
 
 mod error;
+mod keep;
+mod leftover;
 pub mod namespace;
+mod network;
+mod pin;
 mod request;
+mod settings;
+mod thread;
 
 pub use self::error::{Leftover, NetError};
+pub use self::network::{Network, Overview, SetUp, Status};
 pub use self::request::{Address, Attachment, Bandwidth, Dns, Ports, Protocol, Request, Route};
+pub use self::settings::{Choice, Settings};
 
 use std::os::fd::BorrowedFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::id::SandboxId;
 
@@ -89,7 +101,8 @@ pub trait Driver: std::fmt::Debug + Send + Sync {
 
     /// Called at start and now and then with every sandbox this driver has connected: takes away what belongs to others,
     /// rebuilds its own books where they are damaged, and brings back what is missing of what all pods share. Returns
-    /// what could not be put right.
+    /// what could not be put right. No setup and no teardown of this driver is under way meanwhile, and those that come
+    /// wait for it to end.
     fn reconcile(&self, live: &[Live]) -> Vec<Leftover>;
 
     /// kubelet's address range for this node's pods (UpdateRuntimeConfig), one or two, comma-separated; checked.
@@ -100,4 +113,15 @@ pub trait Driver: std::fmt::Debug + Send + Sync {
 
     /// What a person wants to know of the network (`aril network inspect`), as JSON.
     fn describe(&self) -> serde_json::Value;
+
+    /// Takes away what all pods shared: bridge, tables, books. Called when no pod is connected; the next setup makes
+    /// anew what it needs. Returns what is still there.
+    fn reset(&self) -> Vec<Leftover> {
+        Vec::new()
+    }
+}
+
+/// The drivers of this build, ready to be asked.
+fn drivers(_settings: &Settings) -> Vec<Arc<dyn Driver>> {
+    Vec::new()
 }

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::error::NodeError;
 use super::index::Reservation;
-use super::pod::{Command, Pod, Reply};
+use super::pod::{Command, Pod, Reply, Wanted};
 use super::record::{ContainerRecord, SandboxRecord, VERSION, sandbox_name};
 use super::state::SandboxState;
 use super::{Node, now, spec};
@@ -41,6 +41,7 @@ impl Node {
         }
         let id = self.new_sandbox_id()?;
         let plan = spec::sandbox_plan(&id, &config, &self.defaults).map_err(NodeError::from)?;
+        let network = spec::network(&id, &config, &self.defaults).map_err(NodeError::from)?;
         let name = sandbox_name(&config);
         // Each round means that a sandbox of this name went away meanwhile.
         for _ in 0..ROUNDS {
@@ -55,11 +56,12 @@ impl Node {
                         runtime_handler: handler.to_owned(),
                         overhead: None,
                         resources: None,
+                        network: None,
                         warnings: Vec::new(),
                         unreachable: false,
                         config: Arc::new(config),
                     };
-                    let pod = Pod::new(Arc::clone(self), record, plan, reply);
+                    let pod = Pod::new(Arc::clone(self), record, Wanted { plan, network }, reply);
                     tokio::spawn(pod.run(commands));
                     return answer.await.unwrap_or_else(|_| Err(gone("sandbox", &name)));
                 }

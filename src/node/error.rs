@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::spec::{self, SpecError};
 use super::store::StoreError;
 use crate::compile::CompileError;
+use crate::net::NetError;
 use crate::wire::client::WireError;
 
 /// Why the node could not do what it was asked to. `cri` maps each to a gRPC code.
@@ -118,6 +119,14 @@ pub enum NodeError {
     /// The image store could not be opened.
     #[error("open the image store: {0}")]
     Images(crate::image::StoreError),
+    /// The pod's network could not be made, or what was asked of the network not be done.
+    #[error("{message}")]
+    Network {
+        /// Step, plugin or field, and reason.
+        message: String,
+        /// What sort of failure.
+        kind: ErrorKind,
+    },
     /// The task of a pod ended while it was asked.
     #[error("{object} {id} went away meanwhile")]
     Gone {
@@ -176,6 +185,7 @@ impl NodeError {
             Self::Store(_) | Self::Io { .. } | Self::Images(_) => ErrorKind::Internal,
             Self::Shim { source, .. } => shim_kind(source),
             Self::Deadline { .. } => ErrorKind::Deadline,
+            Self::Network { kind, .. } => *kind,
             Self::Gone { .. } => ErrorKind::Unavailable,
         }
     }
@@ -185,6 +195,21 @@ impl NodeError {
         move |source| Self::Shim { step, object, source }
     }
 
+    /// A failed set-up of a sandbox's network; an error about a field of the request needs no more words.
+    pub(super) fn network(sandbox: &str) -> impl FnOnce(NetError) -> Self {
+        let step = format!("set up the network of sandbox {sandbox}");
+        move |e| match e {
+            NetError::Invalid { .. } | NetError::Unsupported { .. } => Self::about_network(e),
+            e => Self::Network { message: format!("{step}: {e}"), kind: network_kind(&e) },
+        }
+    }
+
+    /// What was asked of the network as a whole could not be done.
+    #[allow(clippy::needless_pass_by_value)] // the shape map_err wants
+    pub(super) fn about_network(e: NetError) -> Self {
+        Self::Network { message: e.to_string(), kind: network_kind(&e) }
+    }
+
     pub(super) fn io(step: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { step, path, source }
@@ -192,6 +217,21 @@ impl NodeError {
 
     pub(super) fn invalid(field: &'static str, problem: impl Into<String>) -> Self {
         Self::Invalid { field, problem: problem.into() }
+    }
+}
+
+fn network_kind(error: &NetError) -> ErrorKind {
+    match error {
+        NetError::Invalid { .. } => ErrorKind::Invalid,
+        NetError::Unsupported { .. } => ErrorKind::Unsupported,
+        NetError::Taken { .. } => ErrorKind::Refused,
+        NetError::Exhausted { .. } => ErrorKind::NoSpace,
+        NetError::NotReady { .. } => ErrorKind::Unavailable,
+        NetError::Deadline { .. } => ErrorKind::Deadline,
+        NetError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => ErrorKind::NoSpace,
+        NetError::Plugin { .. } | NetError::Kernel { .. } | NetError::Panicked { .. } | NetError::Io { .. } => {
+            ErrorKind::Internal
+        }
     }
 }
 

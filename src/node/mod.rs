@@ -30,6 +30,7 @@ mod etc;
 mod exec;
 mod index;
 mod machine;
+mod network;
 mod pod;
 mod record;
 mod recover;
@@ -65,6 +66,7 @@ use self::state::Nanos;
 use self::store::Store;
 use crate::id::{ContainerId, SandboxId};
 use crate::image;
+use crate::net::Network;
 use crate::wire::spawn::Spawner;
 
 /// This node: every pod on it. One a process, shared by all that serve requests.
@@ -79,7 +81,7 @@ pub struct Node {
     defaults: spec::Defaults,
     random: File,
     started_at: Nanos,
-    pod_cidr: Mutex<String>,
+    network: Arc<Network>,
     warned: Mutex<BTreeSet<String>>,
     exec_memory: capture::Budget,
     /// Held by whoever is at work for a caller though there may be no pod.
@@ -106,6 +108,7 @@ impl Node {
         };
         let spawner = Spawner::new(&settings.shim, &settings.root).map_err(NodeError::io("load", &settings.shim))?;
         let random = File::open("/dev/urandom").map_err(NodeError::io("open", "/dev/urandom"))?;
+        let network = settings.network.clone();
         let node = Arc::new(Self {
             defaults: machine::defaults(&settings),
             settings,
@@ -116,13 +119,14 @@ impl Node {
             spawner,
             random,
             started_at: now(),
-            pod_cidr: Mutex::default(),
+            network: Network::open(network),
             warned: Mutex::default(),
             exec_memory: capture::Budget::default(),
             work: Arc::default(),
             forlorn: Mutex::default(),
         });
         recover::recover(&node).await?;
+        tokio::spawn(Arc::clone(&node.network).attend());
         Ok(node)
     }
 
@@ -175,17 +179,6 @@ impl Node {
     #[must_use]
     pub fn counts(&self) -> (usize, usize) {
         self.index.counts()
-    }
-
-    /// Keeps the address range that kubelet gives the pods of this node; empty: none was given.
-    pub fn set_pod_cidr(&self, cidr: String) {
-        *self.pod_cidr.lock().unwrap_or_else(PoisonError::into_inner) = cidr;
-    }
-
-    /// The address range last given; empty: none.
-    #[must_use]
-    pub fn pod_cidr(&self) -> String {
-        self.pod_cidr.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether a warning has not been logged since this daemon started. Past a thousand all are old.

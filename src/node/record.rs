@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::state::{ContainerState, Nanos, SandboxState};
 use crate::api::cri;
 use crate::id::{ContainerId, Digest, SandboxId};
+use crate::net;
 
 /// The form of the records written here. A record of a later form is left alone.
 pub const VERSION: u32 = 1;
@@ -33,6 +34,9 @@ pub struct SandboxRecord {
     /// As `overhead`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<cri::LinuxContainerResources>,
+    /// How it is connected; `None` on the host's network, with loopback alone, and once it is stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<net::Attachment>,
     /// What was done less well than asked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
@@ -222,6 +226,7 @@ pub(super) mod tests {
             runtime_handler: String::new(),
             overhead: None,
             resources: None,
+            network: None,
             warnings: Vec::new(),
             unreachable: false,
             config: Arc::new(cri::PodSandboxConfig { metadata: Some(metadata), ..Default::default() }),

@@ -16,7 +16,7 @@ use tracing::{debug, error, info, warn};
 
 use super::error::NodeError;
 use super::index::Reservation;
-use super::pod::{ContainerEntry, Pod, chain, clean_up, read_exits, shut_down, tear_down};
+use super::pod::{ContainerEntry, NetworkIs, Pod, chain, clean_up, read_exits, shut_down, tear_down};
 use super::record::{ContainerRecord, SandboxRecord, User};
 use super::state::{ContainerEvent, ContainerState, SandboxEvent, SandboxState};
 use super::store;
@@ -72,7 +72,7 @@ pub(super) async fn recover(node: &Arc<Node>) -> Result<(), NodeError> {
 }
 
 async fn remove_ruin(node: &Arc<Node>, id: &SandboxId) {
-    match tear_down(node, id, None).await {
+    match tear_down(node, id, None, NetworkIs::Later).await {
         Ok(()) => info!(sandbox = %id, "removed what was left of a sandbox without a record"),
         Err(e) => warn!(sandbox = %id, error = %chain(&e), "ruin of a sandbox not removed, next start tries again"),
     }
@@ -81,6 +81,9 @@ async fn remove_ruin(node: &Arc<Node>, id: &SandboxId) {
 async fn recover_pod(node: &Arc<Node>, sandbox: SandboxRecord, containers: Vec<ContainerRecord>) {
     let mut sandbox = Arc::new(sandbox);
     let mut connection = None;
+    if let Some(attachment) = &sandbox.network {
+        node.network.adopt(&sandbox.id, attachment);
+    }
     let mut containers = containers;
     match sandbox.state {
         SandboxState::Creating => return remove_ruin(node, &sandbox.id).await,
@@ -266,7 +269,11 @@ async fn bury(
         }
     }
     let state = sandbox.state.apply(&SandboxEvent::Lost { at: now(), message });
-    Arc::make_mut(sandbox).state = state.unwrap_or_else(|_| sandbox.state.clone());
+    let record = Arc::make_mut(sandbox);
+    record.state = state.unwrap_or_else(|_| record.state.clone());
+    if record.network.take().is_some() {
+        node.network.abandon(&record.id);
+    }
     if let Err(e) = node.store.save_sandbox(sandbox) {
         warn!(sandbox = %sandbox.id, error = %chain(&e), "sandbox record not written");
     }
@@ -280,6 +287,9 @@ async fn bury_rest(node: &Arc<Node>, sandbox: &SandboxRecord, containers: &mut V
     if run_dir.exists() {
         let ended = shut_down(node, &sandbox.id, None).await.map(drop);
         erase_run_dir(node, &sandbox.id, ended);
+    }
+    if sandbox.network.is_some() {
+        node.network.abandon(&sandbox.id);
     }
     *containers = undo_half_made(node, None, std::mem::take(containers)).await;
     for record in containers.iter_mut().filter(|record| record.state.is_alive()) {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::id::{ContainerId, SandboxId};
 use crate::image::Reference;
+use crate::net;
 
 /// All that a node must be told. Validated by `config`; every field has a meaning of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +30,8 @@ pub struct Settings {
     pub pinned_images: Vec<Reference>,
     /// The limits of open files of every container, soft and hard; `None`: those shims are started with.
     pub open_files: Option<(u64, u64)>,
+    /// The network of pods.
+    pub network: net::Settings,
 }
 
 impl Settings {
@@ -36,6 +39,7 @@ impl Settings {
     #[must_use]
     pub fn new(root: PathBuf, state: PathBuf, shim: PathBuf) -> Self {
         Self {
+            network: net::Settings::new(root.join("network")),
             root,
             state,
             shim,

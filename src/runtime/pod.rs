@@ -108,13 +108,19 @@ impl Pod {
         })
     }
 
-    /// Makes the pod's namespaces and what lives in them. Once, before any container.
+    /// Makes the pod's namespaces and what lives in them, and joins the network namespace that is given. Once, before
+    /// any container.
     ///
     /// # Errors
     /// [`RuntimeError`] naming the step; the shim should end then, and with it goes what was made.
-    pub fn setup(&mut self, plan: &plan::Sandbox, run_dir: &Path) -> Result<Vec<String>, RuntimeError> {
+    pub fn setup(
+        &mut self,
+        plan: &plan::Sandbox,
+        run_dir: &Path,
+        network: Option<OwnedFd>,
+    ) -> Result<Vec<String>, RuntimeError> {
         run_dir.clone_into(&mut self.run_dir);
-        self.unshare(plan).in_step("namespaces")?;
+        self.make_namespaces(plan, network).in_step("namespaces")?;
         sysctl::write_all(self.proc(), &plan.sysctls).in_step("sysctls")?;
         if plan.shm_size_bytes > 0 {
             self.shm = Some(self.make_shm(plan.shm_size_bytes).in_step("shared memory")?);
@@ -307,15 +313,28 @@ impl Pod {
         Ok(())
     }
 
-    fn unshare(&self, plan: &plan::Sandbox) -> Result<(), StepError> {
+    /// The network namespace the pod's processes live in.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Step`] as open(2).
+    pub fn network_namespace(&self) -> Result<OwnedFd, RuntimeError> {
+        // The shim is in it.
+        open_namespace("net").in_step("network namespace")
+    }
+
+    fn make_namespaces(&self, plan: &plan::Sandbox, network: Option<OwnedFd>) -> Result<(), StepError> {
         let mut new = CloneFlags::empty();
-        new.set(CloneFlags::CLONE_NEWNET, plan.new_net);
+        let new_net = plan.new_net && network.is_none();
+        new.set(CloneFlags::CLONE_NEWNET, new_net);
         new.set(CloneFlags::CLONE_NEWIPC, plan.new_ipc);
         new.set(CloneFlags::CLONE_NEWUTS, plan.new_uts);
         if !new.is_empty() {
             unshare(new).doing(|| "make the pod's namespaces".to_owned())?;
         }
-        if plan.new_net {
+        if let Some(network) = network {
+            setns(network, CloneFlags::CLONE_NEWNET).doing(|| "join the pod's network namespace".to_owned())?;
+        }
+        if new_net {
             loopback_up().doing(|| "set the pod's loopback interface up".to_owned())?;
         }
         if plan.new_uts && !plan.hostname.is_empty() {

@@ -19,6 +19,7 @@ use tracing::level_filters::LevelFilter;
 use aril::cli::args::{Global, ServeArgs};
 use aril::config::{Config, LogFormat, LogLevel};
 use aril::image::Reference;
+use aril::net;
 use aril::node::{Node, Settings};
 use aril::sys::{memory, process};
 use aril::{cli, cri, observe};
@@ -105,6 +106,7 @@ async fn run(config: &Config, settings: Settings, exit_when_idle: bool) -> Resul
 fn settings(config: &Config, shim: PathBuf, open_files: (u64, u64)) -> Result<Settings, Box<dyn Error>> {
     let pinned: Result<Vec<Reference>, _> = config.pinned_images.iter().map(|name| name.parse()).collect();
     Ok(Settings {
+        network: net::Settings::new(config.root.join("network")),
         root: config.root.clone(),
         state: config.state.clone(),
         shim,

@@ -33,7 +33,7 @@ impl Server {
     /// Does what is asked, or starts to; what fails at once is answered at once.
     pub fn request(&mut self, to: ReplyTo, body: Option<Body>, fds: Vec<OwnedFd>) {
         let result = match body {
-            Some(Body::SetupSandbox(request)) => self.setup(to, &request),
+            Some(Body::SetupSandbox(request)) => self.setup(to, &request, fds),
             Some(Body::Create(request)) => self.create(to, request),
             Some(Body::Start(request)) => self.start(to, &request.container_id),
             Some(Body::Signal(request)) => self.signal(to, &request),
@@ -49,6 +49,7 @@ impl Server {
             Some(Body::Attach(request)) => self.attach(to, &request),
             Some(Body::Resize(request)) => self.resize(to, &request),
             Some(Body::CloseStdin(request)) => self.close_stdin(to, &request.container_id),
+            Some(Body::NetworkNamespace(_)) => self.network_namespace(to),
             Some(Body::Shutdown(_)) => {
                 self.shutdown(to);
                 Ok(())
@@ -157,6 +158,15 @@ impl Server {
         // Ends already made are dropped with the vector, and the clients with them.
         add().map_err(|e| Failure::io("attach to the container", &e))?;
         self.reply(to, pb::reply::Body::Done(pb::Done {}), ends);
+        Ok(())
+    }
+
+    fn network_namespace(&mut self, to: ReplyTo) -> Result<(), Failure> {
+        if self.sandbox.is_none() {
+            return Err(Failure::refused("the sandbox is not set up"));
+        }
+        let namespace = self.pod.network_namespace()?;
+        self.reply(to, pb::reply::Body::Done(pb::Done {}), vec![namespace]);
         Ok(())
     }
 

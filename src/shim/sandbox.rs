@@ -92,11 +92,11 @@ impl Book {
 }
 
 impl Server {
-    /// Sets the sandbox up.
+    /// Sets the sandbox up, in the network namespace among `fds` if the request says that it is given.
     ///
     /// # Errors
     /// [`Failure`]; nothing is left then, and the shim ends with its daemon.
-    pub fn setup(&mut self, to: ReplyTo, request: &pb::SetupSandbox) -> Result<(), Failure> {
+    pub fn setup(&mut self, to: ReplyTo, request: &pb::SetupSandbox, fds: Vec<OwnedFd>) -> Result<(), Failure> {
         if self.sandbox.is_some() {
             return Err(Failure::refused("the sandbox is set up already"));
         }
@@ -106,6 +106,10 @@ impl Server {
         }
         let plan = plan::Sandbox::decode(request.plan.as_slice())
             .map_err(|e| Failure::invalid(format!("plan of the sandbox: {e}")))?;
+        let network = fds.into_iter().next().filter(|_| request.network_given);
+        if network.is_none() && request.network_given {
+            return Err(Failure::invalid("network_given: no descriptor came with the request"));
+        }
         let failed = |what: &'static str| move |e| Failure::io(what, &e);
         let run_dir = open_dir(run_path).map_err(failed("open the run directory"))?;
         let exits = run_path.join(EXITS_NAME);
@@ -115,7 +119,7 @@ impl Server {
         let book = Book::new(run_path.join(CGROUPS_NAME));
         let log_directory = request.log_directory.clone();
         self.sandbox = Some(Sandbox { run_dir, exits, log_directory, book, init_pid: None, listener });
-        let made = self.make_sandbox(&plan, run_path);
+        let made = self.make_sandbox(&plan, run_path, network);
         if made.is_err() {
             self.undo_setup();
         }
@@ -131,13 +135,18 @@ impl Server {
         Ok(())
     }
 
-    fn make_sandbox(&mut self, plan: &plan::Sandbox, run_path: &Path) -> Result<Vec<String>, Failure> {
+    fn make_sandbox(
+        &mut self,
+        plan: &plan::Sandbox,
+        run_path: &Path,
+        network: Option<OwnedFd>,
+    ) -> Result<Vec<String>, Failure> {
         if let Some(sandbox) = &mut self.sandbox
             && !plan.init_cgroup.is_empty()
         {
             sandbox.book.add(self.pod.hierarchies(), &plan.init_cgroup)?;
         }
-        Ok(self.pod.setup(plan, run_path)?)
+        Ok(self.pod.setup(plan, run_path, network)?)
     }
 
     /// Takes back what a failed setup has made: the shim is as if just started, and ends with its daemon.

@@ -91,15 +91,30 @@ impl Shim {
         }
     }
 
-    /// Sets the sandbox up, once, before anything else.
+    /// Sets the sandbox up, once, before anything else, in this network namespace if one is given.
     ///
     /// # Errors
     /// As [`Shim::call`], like all that follow.
-    pub async fn setup_sandbox(&self, request: pb::SetupSandbox) -> Result<pb::SetupReply, WireError> {
-        match self.call(Request::SetupSandbox(request), Vec::new()).await? {
+    pub async fn setup_sandbox(
+        &self,
+        mut request: pb::SetupSandbox,
+        network: Option<OwnedFd>,
+    ) -> Result<pb::SetupReply, WireError> {
+        request.network_given = network.is_some();
+        match self.call(Request::SetupSandbox(request), network.into_iter().collect()).await? {
             (Reply::SetupSandbox(reply), _) => Ok(reply),
             _ => Err(WireError::Unexpected { request: "setup_sandbox" }),
         }
+    }
+
+    /// The network namespace of the pod.
+    ///
+    /// # Errors
+    /// As [`Shim::call`]; [`pb::error::Kind::Unsupported`] by a shim that is too old.
+    pub async fn network_namespace(&self) -> Result<OwnedFd, WireError> {
+        let request = "network_namespace";
+        let fds = self.done(Request::NetworkNamespace(pb::NetworkNamespace {}), request).await?;
+        fds.into_iter().next().ok_or(WireError::Unexpected { request })
     }
 
     /// Builds a container; its process waits right before its exec.

@@ -40,7 +40,7 @@ impl TestPod {
         let cgroup = format!("/aril-test-runtime-{}", std::process::id());
         let mut pod = Pod::start().expect("start");
         let sandbox = plan::Sandbox { init_cgroup: format!("{cgroup}/init"), ..sandbox };
-        pod.setup(&sandbox, &run).expect("set the pod up");
+        pod.setup(&sandbox, &run, None).expect("set the pod up");
         let test = Self { pod, dir, cgroup, serial: 0 };
         test.fill_image();
         test

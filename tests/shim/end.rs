@@ -181,7 +181,7 @@ async fn a_failed_setup_leaves_nothing() {
     let run_dir = dir.path().to_str().unwrap().to_owned();
     let setup =
         aril::wire::pb::SetupSandbox { run_dir, plan: prost::Message::encode_to_vec(&plan), ..Default::default() };
-    assert!(shim.setup_sandbox(setup).await.unwrap_err().kind().is_some());
+    assert!(shim.setup_sandbox(setup, None).await.unwrap_err().kind().is_some());
     assert!(!shim.state().await.unwrap().setup);
     assert!(matches!(Shim::connect(dir.path()).await, Err(WireError::Gone)));
     drop(shim);

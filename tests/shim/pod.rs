@@ -81,8 +81,9 @@ impl TestPod {
             plan: sandbox.encode_to_vec(),
             shim_cgroup: format!("{cgroup}-shims"),
             log_directory: dir.path().join("logs").to_str().unwrap().into(),
+            ..pb::SetupSandbox::default()
         };
-        shim.setup_sandbox(setup).await.unwrap();
+        shim.setup_sandbox(setup, None).await.unwrap();
         Self { shim, events, cgroup, killed: false, exits: HashMap::new(), dir: Some(dir) }
     }
 

@@ -76,11 +76,32 @@ pub(in crate::node) async fn shut_down(node: &Node, id: &SandboxId, shim: Option
     Ok(read_exits(node, id))
 }
 
-/// Removes all of a sandbox, whatever there is of it: processes, cgroups, files, its record last.
+/// What is to become of a sandbox's network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::node) enum NetworkIs {
+    /// Not there.
+    Gone,
+    /// Perhaps there: taken away on the way.
+    There,
+    /// Perhaps there, and nobody should wait until it is taken away.
+    Later,
+}
+
+/// Removes all of a sandbox, whatever there is of it: processes, cgroups, network, files, its record last.
 /// Repeating it is fine.
-pub(in crate::node) async fn tear_down(node: &Arc<Node>, id: &SandboxId, shim: Option<&Shim>) -> Result<(), NodeError> {
+pub(in crate::node) async fn tear_down(
+    node: &Arc<Node>,
+    id: &SandboxId,
+    shim: Option<&Shim>,
+    network: NetworkIs,
+) -> Result<(), NodeError> {
     if node.settings.run(id).exists() {
         shut_down(node, id, shim).await?;
+    }
+    match network {
+        NetworkIs::Gone => {}
+        NetworkIs::There => node.network.teardown(id).await,
+        NetworkIs::Later => node.network.abandon(id),
     }
     let (node, id) = (Arc::clone(node), id.clone());
     let erase = tokio::task::spawn_blocking(move || node.store.erase_sandbox(&id).map_err(NodeError::from));

@@ -34,12 +34,12 @@ use super::recover::Found;
 use super::state::SandboxEvent;
 use crate::api::cri;
 use crate::id::{ContainerId, SandboxId};
-use crate::plan;
 use crate::wire::client::{Events, Shim};
 use crate::wire::pb;
 
 pub(super) use self::container::Entry as ContainerEntry;
-pub(super) use self::ending::{clean_up, read_exits, shut_down, tear_down};
+pub(super) use self::ending::{NetworkIs, clean_up, read_exits, shut_down, tear_down};
+pub(super) use self::sandbox::Wanted;
 
 /// How long killed processes may take to be gone.
 const KILL_DEADLINE: Duration = Duration::from_secs(30);
@@ -106,10 +106,10 @@ pub(super) struct Pod {
 
 impl Pod {
     /// A sandbox that is to be made.
-    pub fn new(node: Arc<Node>, record: SandboxRecord, plan: plan::Sandbox, reply: Reply<SandboxId>) -> Self {
+    pub fn new(node: Arc<Node>, record: SandboxRecord, wanted: Wanted, reply: Reply<SandboxId>) -> Self {
         let mut pod = Self::at_rest(node, Arc::new(record), None, Vec::new());
         pod.runners.push(reply);
-        pod.begin_set_up(plan);
+        pod.begin_set_up(wanted);
         pod
     }
 

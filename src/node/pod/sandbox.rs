@@ -7,11 +7,12 @@ use prost::Message;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
-use super::ending::{Exits, clean_up, limited, read_exits, shut_down, tear_down, wait_for_end};
+use super::ending::{Exits, NetworkIs, clean_up, limited, read_exits, shut_down, tear_down, wait_for_end};
 use super::{Doing, Done, Pod, Reply, answer, answer_all, chain};
 use crate::api::cri;
 use crate::disk;
 use crate::id::{ContainerId, SandboxId};
+use crate::net;
 use crate::node::error::NodeError;
 use crate::node::record::SandboxRecord;
 use crate::node::state::{ContainerEvent, SandboxEvent, SandboxState};
@@ -22,6 +23,14 @@ use crate::wire::pb;
 
 /// How long the kernel work of a sandbox may take.
 const SET_UP_DEADLINE: Duration = Duration::from_secs(60);
+
+/// What a sandbox is made from.
+#[derive(Debug)]
+pub(in crate::node) struct Wanted {
+    pub plan: plan::Sandbox,
+    /// `None`: on the host's.
+    pub network: Option<net::Request>,
+}
 
 /// A sandbox that stands.
 #[derive(Debug)]
@@ -40,10 +49,10 @@ pub(super) struct SetUpFailed {
 }
 
 impl Pod {
-    pub(super) fn begin_set_up(&mut self, plan: plan::Sandbox) {
+    pub(super) fn begin_set_up(&mut self, wanted: Wanted) {
         self.doing = Doing::SettingUp;
         let (node, record) = (Arc::clone(&self.node), (*self.record).clone());
-        self.ops.push(async move { Done::SetUp(Box::new(set_up(node, record, &plan).await)) });
+        self.ops.push(async move { Done::SetUp(Box::new(set_up(node, record, wanted).await)) });
     }
 
     pub(super) fn on_set_up(&mut self, result: Result<SetUp, SetUpFailed>) {
@@ -122,7 +131,15 @@ impl Pod {
         self.transition(&SandboxEvent::StopRequested);
         self.doing = Doing::ShuttingDown;
         let (node, id, shim) = (Arc::clone(&self.node), self.record.id.clone(), self.shim.clone());
-        self.ops.push(async move { Done::ShutDown(shut_down(&node, &id, shim.as_ref()).await) });
+        let connected = self.record.network.is_some();
+        self.ops.push(async move {
+            let result = shut_down(&node, &id, shim.as_ref()).await;
+            // Nothing of the pod runs any more: its address may go to another.
+            if connected && result.is_ok() {
+                node.network.teardown(&id).await;
+            }
+            Done::ShutDown(result)
+        });
     }
 
     pub(super) fn on_shut_down(&mut self, result: Result<Exits, NodeError>) {
@@ -131,6 +148,7 @@ impl Pod {
             Ok(exits) => {
                 let killed = |_: &ContainerId| ContainerEvent::Exited { code: 137, at: now(), oom_killed: false };
                 self.end_containers(&exits, killed);
+                Arc::make_mut(&mut self.record).network = None;
                 self.transition(&SandboxEvent::Stopped { at: now() });
                 self.erase_run_dir();
                 info!(sandbox = %self.record.id, "sandbox stopped");
@@ -158,8 +176,12 @@ impl Pod {
         // From now on nobody gets to talk to it.
         self.node.index.publish_sandbox(Arc::clone(&self.record), None);
         let (node, id) = (Arc::clone(&self.node), self.record.id.clone());
+        let connected = self.record.network.is_some();
         self.ops.push(async move {
             let result = clean_up(&node, &id).await;
+            if connected {
+                node.network.teardown(&id).await;
+            }
             // After the cleanup: whatever it finds running it ends, and may note how.
             Done::Buried(read_exits(&node, &id), result)
         });
@@ -169,6 +191,7 @@ impl Pod {
         self.doing = Doing::Nothing;
         let message = "the pod's shim died".to_owned();
         self.end_containers(exits, |_| ContainerEvent::Lost { at: now(), message: message.clone() });
+        Arc::make_mut(&mut self.record).network = None;
         self.transition(&SandboxEvent::Lost { at: now(), message: message.clone() });
         match result {
             Ok(()) => self.erase_run_dir(),
@@ -216,12 +239,13 @@ impl Pod {
         self.doing = Doing::Erasing;
         let (node, id) = (Arc::clone(&self.node), self.record.id.clone());
         let (shim, events) = (self.shim.take(), self.events.take());
+        let network = if self.record.network.is_some() { NetworkIs::There } else { NetworkIs::Gone };
         self.ops.push(async move {
             if let Some(events) = events {
                 wait_for_end(events).await;
             }
             drop(shim);
-            Done::Erased(tear_down(&node, &id, None).await)
+            Done::Erased(tear_down(&node, &id, None, network).await)
         });
     }
 
@@ -255,19 +279,20 @@ impl Pod {
 }
 
 /// Makes a sandbox, or undoes what was made of it.
-async fn set_up(node: Arc<Node>, record: SandboxRecord, plan: &plan::Sandbox) -> Result<SetUp, SetUpFailed> {
+async fn set_up(node: Arc<Node>, record: SandboxRecord, wanted: Wanted) -> Result<SetUp, SetUpFailed> {
     let id = record.id.clone();
+    let network = if wanted.network.is_some() { NetworkIs::There } else { NetworkIs::Gone };
     let mut shim = None;
-    match try_set_up(&node, record, plan, &mut shim).await {
+    match try_set_up(&node, record, wanted, &mut shim).await {
         Ok(done) => Ok(done),
-        Err(error) => Err(SetUpFailed { error, left: tear_down(&node, &id, shim.as_ref()).await.err() }),
+        Err(error) => Err(SetUpFailed { error, left: tear_down(&node, &id, shim.as_ref(), network).await.err() }),
     }
 }
 
 async fn try_set_up(
     node: &Arc<Node>,
     mut record: SandboxRecord,
-    plan: &plan::Sandbox,
+    wanted: Wanted,
     undo: &mut Option<Shim>,
 ) -> Result<SetUp, NodeError> {
     let begun = Instant::now();
@@ -277,13 +302,15 @@ async fn try_set_up(
     disk::private_dir(&run_dir).map_err(NodeError::io("make directory", &run_dir))?;
     let persisted = begun.elapsed();
 
-    // The shim starts while the files are written.
-    let write_files = async { etc::write(&node.settings.etc(&record.id), &record.config, plan) };
-    let (spawned, files) = tokio::join!(Shim::spawn(&node.spawner, &run_dir), write_files);
-    let (shim, events) = spawned.map_err(NodeError::shim("spawn the shim of sandbox", record.id.short()))?;
-    *undo = Some(shim.clone());
-    files?;
-    let spawned = begun.elapsed();
+    // The shim starts while the pod is connected.
+    let Wanted { plan, network } = wanted;
+    let connect = connect(node, network);
+    let (network, spawned) = tokio::join!(connect, Shim::spawn(&node.spawner, &run_dir));
+    let spawned = spawned.map_err(NodeError::shim("spawn the shim of sandbox", record.id.short()));
+    *undo = spawned.as_ref().ok().map(|(shim, _)| shim.clone());
+    let network = network.map_err(NodeError::network(record.id.short()))?;
+    let (shim, events) = spawned?;
+    let connected = begun.elapsed();
 
     let request = pb::SetupSandbox {
         sandbox_id: record.id.to_string(),
@@ -291,17 +318,34 @@ async fn try_set_up(
         plan: plan.encode_to_vec(),
         shim_cgroup: node.settings.shim_cgroup.clone(),
         log_directory: record.config.log_directory.clone(),
+        network_given: false,
     };
-    let reply = limited("set up sandbox", record.id.short(), SET_UP_DEADLINE, shim.setup_sandbox(request)).await?;
-    for warning in &reply.warnings {
+    let net::SetUp { namespace, attachment, warnings } = network;
+    let set_up = shim.setup_sandbox(request, namespace);
+    // The files are written while the shim is at work.
+    let write_files = async { etc::write(&node.settings.etc(&record.id), &record.config, &plan, attachment.as_ref()) };
+    let set_up = limited("set up sandbox", record.id.short(), SET_UP_DEADLINE, set_up);
+    let (reply, files) = tokio::join!(set_up, write_files);
+    record.warnings = warnings;
+    record.warnings.extend(reply?.warnings);
+    record.warnings.extend(files?);
+    for warning in &record.warnings {
         // What a machine cannot do it cannot do for any pod: said once, and kept in every record.
         if node.is_new_warning(warning) {
             warn!(sandbox = %record.id, "{warning}");
         }
     }
-    record.warnings = reply.warnings;
+    record.network = attachment;
     record.state = SandboxState::Ready;
     node.store.save_sandbox(&record)?;
-    debug!(sandbox = %record.id, ?persisted, ?spawned, elapsed = ?begun.elapsed(), "sandbox set up");
+    debug!(sandbox = %record.id, ?persisted, ?connected, elapsed = ?begun.elapsed(), "sandbox set up");
     Ok(SetUp { record, shim, events })
+}
+
+/// Makes the network that is asked for, if one is.
+async fn connect(node: &Node, request: Option<net::Request>) -> Result<net::SetUp, net::NetError> {
+    match request {
+        Some(request) => node.network.setup(request).await,
+        None => Ok(net::SetUp { namespace: None, attachment: None, warnings: Vec::new() }),
+    }
 }

@@ -1,9 +1,7 @@
 //! A pod's shared environment.
 
-use std::net::IpAddr;
-
 use super::namespace::{self, Pod, PodPid};
-use super::{Defaults, SpecError, check, security, user};
+use super::{Defaults, SpecError, check, network, security, user};
 use crate::api::cri;
 use crate::compile::sysctl::{self, Owned};
 use crate::id::SandboxId;
@@ -43,7 +41,7 @@ pub fn sandbox_plan(
     namespace::user_namespace(context.namespace_options.as_ref())?;
     security::sandbox(&context, defaults)?;
     user::groups("linux.security_context.supplemental_groups", &context.supplemental_groups)?;
-    check_ports(config, pod)?;
+    network::check(config)?;
 
     let parent = cgroup_parent(config, defaults)?;
     let new_uts = !pod.host_network || !config.hostname.is_empty();
@@ -127,26 +125,6 @@ fn check_files(config: &cri::PodSandboxConfig) -> Result<(), SpecError> {
             if text.is_empty() || text.contains(char::is_whitespace) {
                 return Err(SpecError::invalid(field, format!("{text:?} is not one word")));
             }
-        }
-    }
-    Ok(())
-}
-
-fn check_ports(config: &cri::PodSandboxConfig, pod: Pod) -> Result<(), SpecError> {
-    for (i, port) in config.port_mappings.iter().enumerate() {
-        let field = format!("port_mappings[{i}]");
-        check::known::<cri::Protocol>(&format!("{field}.protocol"), port.protocol)?;
-        for (name, number) in [("container_port", port.container_port), ("host_port", port.host_port)] {
-            if !(0..=65535).contains(&number) {
-                return Err(SpecError::invalid(format!("{field}.{name}"), format!("{number} is no port")));
-            }
-        }
-        if !port.host_ip.is_empty() && port.host_ip.parse::<IpAddr>().is_err() {
-            return Err(SpecError::invalid(format!("{field}.host_ip"), "is no IP address"));
-        }
-        // On the host's network a container's port is the host's port already.
-        if port.host_port != 0 && !pod.host_network {
-            return Err(SpecError::unimplemented(format!("{field}.host_port"), "host ports are"));
         }
     }
     Ok(())

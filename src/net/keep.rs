@@ -1,0 +1,115 @@
+//! What the network needs beside setups and teardowns: leftovers are tried again, what is shared is looked after.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+use tracing::{debug, warn};
+
+use super::Leftover;
+use super::network::{Network, Slot};
+use super::thread::{apart, guarded};
+use crate::id::SandboxId;
+
+/// How often what all pods share is looked at, while there are pods.
+const LOOK: Duration = Duration::from_secs(10);
+/// The same for drivers that start programs for it.
+const LOOK_OUTSIDE: Duration = Duration::from_secs(600);
+
+impl Network {
+    /// Looks after the network until the runtime ends: at once, then while there are pods or leftovers; else it sleeps.
+    pub async fn attend(self: Arc<Self>) {
+        let mut keepers: Vec<Keeper> = self.slots.iter().map(|slot| Keeper::new(Arc::clone(slot))).collect();
+        let mut retries = JoinSet::new();
+        loop {
+            for (id, driver) in self.leftovers.due(|_| false) {
+                let network = Arc::clone(&self);
+                // Side by side: one that hangs must not keep the others waiting.
+                retries.spawn(async move { network.teardown_by(&id, &driver).await });
+            }
+            for keeper in &mut keepers {
+                keeper.look(&self).await;
+            }
+            let looks = keepers.iter().map(|keeper| keeper.due).filter(|_| self.is_in_use());
+            let wake = looks.chain(self.leftovers.next()).min();
+            tokio::select! {
+                () = sleep_until(wake) => {}
+                () = self.changed.notified() => {}
+                Some(_) = retries.join_next() => {}
+            }
+        }
+    }
+
+    /// Tries leftovers again, those that are due and those asked for.
+    pub(super) async fn retry(self: &Arc<Self>, also: impl Fn(&SandboxId) -> bool) {
+        for (id, driver) in self.leftovers.due(also) {
+            self.teardown_by(&id, &driver).await;
+        }
+    }
+}
+
+/// Reconciles one driver now and then.
+struct Keeper {
+    slot: Arc<Slot>,
+    due: Instant,
+    /// At start also without pods, if the driver knows of any.
+    first: bool,
+    last: Vec<Leftover>,
+}
+
+impl Keeper {
+    fn new(slot: Arc<Slot>) -> Self {
+        Self { slot, due: Instant::now(), first: true, last: Vec::new() }
+    }
+
+    async fn look(&mut self, network: &Arc<Network>) {
+        if Instant::now() < self.due || !(self.first || network.is_in_use()) {
+            return;
+        }
+        let pause = if self.slot.driver.needs_path() { LOOK_OUTSIDE } else { LOOK };
+        self.due = Instant::now() + pause;
+        let (network, slot) = (Arc::clone(network), Arc::clone(&self.slot));
+        match apart("reconcile", move || reconcile(&network, &slot)).await {
+            Ok(Some(left)) => {
+                self.first = false;
+                if left != self.last && !left.is_empty() {
+                    let what: Vec<String> = left.iter().map(|l| format!("{}: {}", l.what, l.reason)).collect();
+                    warn!(driver = self.slot.driver.name(), left = what.join("; "), "network not wholly put right");
+                }
+                self.last = left;
+            }
+            // Somebody is at work.
+            Ok(None) => self.due = Instant::now() + Duration::from_secs(1),
+            Err(e) => warn!(driver = self.slot.driver.name(), error = %e, "network not reconciled"),
+        }
+    }
+}
+
+/// `None` if a pod is being connected or disconnected.
+fn reconcile(network: &Network, slot: &Slot) -> Option<Vec<Leftover>> {
+    let _gate = match slot.gate.try_write() {
+        Ok(gate) => gate,
+        Err(std::sync::TryLockError::Poisoned(gate)) => gate.into_inner(),
+        Err(std::sync::TryLockError::WouldBlock) => return None,
+    };
+    let begun = Instant::now();
+    let driver = slot.driver.name();
+    let live = network.live(driver);
+    if live.is_empty() && slot.driver.known().is_ok_and(|known| known.is_empty()) {
+        network.sweep_pins();
+        return Some(Vec::new());
+    }
+    let left = guarded(driver, || slot.driver.reconcile(&live));
+    if slot.driver.needs_path() {
+        network.sweep_pins();
+    }
+    debug!(driver, pods = live.len(), elapsed = ?begun.elapsed(), "network reconciled");
+    Some(left.unwrap_or_else(|e| vec![Leftover { what: format!("network of driver {driver}"), reason: e.to_string() }]))
+}
+
+async fn sleep_until(wake: Option<Instant>) {
+    match wake {
+        Some(wake) => tokio::time::sleep_until(wake.into()).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,338 @@
+use std::sync::atomic::AtomicUsize;
+
+use super::super::{Address, Dns};
+use super::*;
+
+/// A driver that does as it is told and notes what it was asked.
+#[derive(Debug, Default)]
+struct Fake {
+    needs_path: bool,
+    not_ready: bool,
+    panics: bool,
+    /// How many teardowns fail.
+    sticky: AtomicUsize,
+    calls: Mutex<Vec<String>>,
+    books: Mutex<Vec<SandboxId>>,
+}
+
+impl Fake {
+    fn note(&self, call: impl Into<String>) {
+        self.calls.lock().unwrap().push(call.into());
+    }
+
+    fn calls(&self) -> Vec<String> {
+        std::mem::take(&mut self.calls.lock().unwrap())
+    }
+}
+
+impl Driver for Fake {
+    fn name(&self) -> &'static str {
+        if self.needs_path { "cni" } else { "bridge" }
+    }
+
+    fn needs_path(&self) -> bool {
+        self.needs_path
+    }
+
+    fn status(&self) -> Result<(), NetError> {
+        if self.not_ready { Err(NetError::NotReady { reason: "no bridge today".into() }) } else { Ok(()) }
+    }
+
+    fn validate(&self, request: &Request) -> Result<(), NetError> {
+        match request.mac.as_str() {
+            "" => Ok(()),
+            _ => Err(NetError::Unsupported { field: "mac".into(), reason: "no".into() }),
+        }
+    }
+
+    fn setup(&self, request: &Request, namespace: Namespace<'_>) -> Result<Attachment, NetError> {
+        self.note(format!("setup, path {}", namespace.path.is_some_and(|path| path.exists())));
+        self.books.lock().unwrap().push(request.id.clone());
+        assert!(!self.panics, "told to");
+        Ok(attachment(self.name()))
+    }
+
+    fn check(&self, _: &SandboxId, _: Namespace<'_>) -> Result<(), NetError> {
+        Ok(())
+    }
+
+    fn teardown(&self, id: &SandboxId, namespace: Option<Namespace<'_>>) -> Vec<Leftover> {
+        self.note(format!("teardown, namespace {}", namespace.is_some()));
+        let sticks = self.sticky.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok();
+        if sticks {
+            return vec![Leftover { what: "lease".into(), reason: "EIO".into() }];
+        }
+        self.books.lock().unwrap().retain(|known| known != id);
+        Vec::new()
+    }
+
+    fn known(&self) -> Result<Vec<SandboxId>, NetError> {
+        Ok(self.books.lock().unwrap().clone())
+    }
+
+    fn reconcile(&self, live: &[Live]) -> Vec<Leftover> {
+        self.note(format!("reconcile {}", live.len()));
+        self.books.lock().unwrap().retain(|id| live.iter().any(|live| live.id == *id));
+        Vec::new()
+    }
+
+    fn set_pod_cidr(&self, cidr: &str) -> Result<(), NetError> {
+        self.note(format!("cidr {cidr}"));
+        Ok(())
+    }
+
+    fn describe(&self) -> serde_json::Value {
+        serde_json::json!({ "fake": true })
+    }
+}
+
+fn attachment(driver: &str) -> Attachment {
+    let address = Address { ip: "10.88.0.2".parse().unwrap(), prefix: 16, gateway: None };
+    Attachment {
+        driver: driver.into(),
+        network: "aril".into(),
+        interface: "eth0".into(),
+        mac: String::new(),
+        mtu: 0,
+        addresses: vec![address],
+        routes: Vec::new(),
+        ports: Vec::new(),
+        dns: Dns::default(),
+        warnings: Vec::new(),
+    }
+}
+
+fn id(digit: char) -> SandboxId {
+    digit.to_string().repeat(64).parse().unwrap()
+}
+
+fn request(id: SandboxId) -> Request {
+    Request {
+        id,
+        name: "pod".into(),
+        namespace: "test".into(),
+        uid: "u".into(),
+        ports: Vec::new(),
+        bandwidth: super::super::Bandwidth::default(),
+        dns: Dns::default(),
+        ips: Vec::new(),
+        mac: String::new(),
+        cgroup_parent: String::new(),
+        annotations: BTreeMap::new(),
+    }
+}
+
+struct Place {
+    dir: tempfile::TempDir,
+    settings: Settings,
+}
+
+fn place(driver: Choice) -> Place {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = Settings {
+        driver,
+        netns_dir: dir.path().join("netns"),
+        cni_config_dir: dir.path().join("net.d"),
+        ..Settings::new(dir.path().join("network"))
+    };
+    Place { dir, settings }
+}
+
+impl Place {
+    fn network(&self, fakes: &[&Arc<Fake>]) -> Arc<Network> {
+        let drivers = fakes.iter().map(|fake| Arc::clone(fake) as Arc<dyn Driver>).collect();
+        Network::with_drivers(self.settings.clone(), drivers)
+    }
+
+    fn pins(&self) -> usize {
+        std::fs::read_dir(&self.settings.netns_dir).map_or(0, Iterator::count)
+    }
+}
+
+/// Pins are mounts: a runtime whose threads have a mount namespace of their own.
+fn run(test: impl Future<Output = ()>) {
+    use nix::mount::{MsFlags, mount};
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
+}
+
+#[test]
+fn a_pod_is_pinned_only_for_who_needs_it_and_nothing_stays() {
+    run(async {
+        for (needs_path, driver) in [(true, Choice::Cni), (false, Choice::Bridge)] {
+            let (place, fake) = (place(driver), Arc::new(Fake { needs_path, ..Fake::default() }));
+            let network = place.network(&[&fake]);
+            let made = network.setup(request(id('a'))).await.unwrap();
+            assert!(made.namespace.is_some() && made.attachment.is_some());
+            assert_eq!(place.pins(), usize::from(needs_path));
+            assert_eq!(network.pin(&id('a')).is_some(), needs_path);
+            network.teardown(&id('a')).await;
+            assert_eq!(
+                fake.calls(),
+                [format!("setup, path {needs_path}"), format!("teardown, namespace {needs_path}")]
+            );
+            assert_eq!((place.pins(), network.leftovers().len()), (0, 0));
+            assert!(!network.is_in_use());
+        }
+    });
+}
+
+#[test]
+fn the_driver_is_chosen_for_each_pod_and_remembered() {
+    run(async {
+        let place = place(Choice::Auto);
+        let (bridge, cni) = (Arc::new(Fake::default()), Arc::new(Fake { needs_path: true, ..Fake::default() }));
+        let network = place.network(&[&bridge, &cni]);
+        network.setup(request(id('a'))).await.unwrap();
+        assert_eq!(network.status().await, Status { driver: "bridge", problem: None });
+        std::fs::create_dir(&place.settings.cni_config_dir).unwrap();
+        std::fs::write(place.settings.cni_config_dir.join("10-x.conflist"), b"{}").unwrap();
+        assert_eq!(network.setup(request(id('b'))).await.unwrap().attachment.unwrap().driver, "cni");
+        network.teardown(&id('a')).await;
+        assert_eq!((bridge.calls().len(), cni.calls().len()), (2, 1));
+
+        // A later daemon, told by the record, or not knowing whose it is.
+        let network = place.network(&[&bridge, &cni]);
+        network.adopt(&id('b'), &attachment("cni"));
+        network.teardown(&id('b')).await;
+        assert_eq!((bridge.calls().len(), cni.calls().len()), (0, 1));
+        network.teardown(&id('c')).await;
+        assert_eq!((bridge.calls().len(), cni.calls().len()), (1, 1));
+        drop(place.dir);
+    });
+}
+
+#[test]
+fn where_nothing_can_be_set_up_pods_have_loopback_and_no_host_ports() {
+    run(async {
+        let fake = Arc::new(Fake { not_ready: true, ..Fake::default() });
+        for (driver, reason) in [(Choice::None, "configuration"), (Choice::Auto, "no bridge today")] {
+            let network = place(driver).network(&[&fake]);
+            let made = network.setup(request(id('a'))).await.unwrap();
+            assert!(made.namespace.is_none() && made.attachment.is_none());
+            assert!(made.warnings[0].contains(reason), "{:?}", made.warnings);
+            let status = network.status().await;
+            assert!(status.driver == "none" && status.problem.unwrap().contains(reason));
+            let port = super::super::Ports {
+                protocol: super::super::Protocol::Tcp,
+                container_port: 80,
+                host_port: 8080,
+                host_ip: None,
+            };
+            let asked = Request { ports: vec![port], ..request(id('a')) };
+            assert!(matches!(network.setup(asked).await, Err(NetError::Unsupported { .. })));
+        }
+        let network = place(Choice::Cni).network(&[&fake]);
+        assert!(matches!(network.setup(request(id('a'))).await, Err(NetError::NotReady { .. })));
+    });
+}
+
+#[test]
+fn a_panic_costs_its_own_call() {
+    run(async {
+        let place = place(Choice::Cni);
+        let fake = Arc::new(Fake { needs_path: true, panics: true, ..Fake::default() });
+        let network = place.network(&[&fake]);
+        let error = network.setup(request(id('a'))).await.unwrap_err();
+        assert!(error.to_string().contains("told to"), "{error}");
+        network.teardown(&id('a')).await;
+        assert_eq!(fake.calls(), ["setup, path true", "teardown, namespace true"]);
+        assert_eq!(place.pins(), 0);
+    });
+}
+
+#[test]
+fn what_is_left_is_tried_again_also_by_the_next_daemon() {
+    run(async {
+        let place = place(Choice::Cni);
+        let fake = Arc::new(Fake { needs_path: true, sticky: AtomicUsize::new(2), ..Fake::default() });
+        let network = place.network(&[&fake]);
+        network.setup(request(id('a'))).await.unwrap();
+        network.teardown(&id('a')).await;
+        assert_eq!((network.leftovers().len(), place.pins()), (1, 1));
+        drop(network);
+
+        let network = place.network(&[&fake]);
+        let keeper = tokio::spawn(Arc::clone(&network).attend());
+        let gone = async {
+            while !network.leftovers().is_empty() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(Duration::from_secs(10), gone).await.unwrap();
+        keeper.abort();
+        assert_eq!(place.pins(), 0);
+        let teardowns = fake.calls().iter().filter(|call| *call == "teardown, namespace true").count();
+        assert_eq!(teardowns, 3);
+    });
+}
+
+#[test]
+fn a_reconciliation_waits_for_nobody_and_keeps_what_is_connected() {
+    run(async {
+        let place = place(Choice::Bridge);
+        let fake = Arc::new(Fake::default());
+        fake.books.lock().unwrap().push(id('c'));
+        let network = place.network(&[&fake]);
+        network.adopt(&id('a'), &attachment("bridge"));
+        fake.books.lock().unwrap().push(id('a'));
+        let (begun, end) = (Arc::new(std::sync::Barrier::new(2)), Arc::new(std::sync::Barrier::new(2)));
+        let (slot, barriers) = (Arc::clone(&network.slots[0]), (Arc::clone(&begun), Arc::clone(&end)));
+        let busy = std::thread::spawn(move || {
+            let _gate = slot.gate.read().unwrap();
+            barriers.0.wait();
+            barriers.1.wait();
+        });
+        begun.wait();
+        let keeper = tokio::spawn(Arc::clone(&network).attend());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(fake.calls(), Vec::<String>::new(), "a pod was being connected");
+        end.wait();
+        busy.join().unwrap();
+        let done = async {
+            while fake.calls() != ["reconcile 1"] {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(Duration::from_secs(10), done).await.unwrap();
+        assert_eq!(*fake.books.lock().unwrap(), [id('a')]);
+        keeper.abort();
+    });
+}
+
+#[test]
+fn the_pod_cidr_is_checked_handed_on_and_kept() {
+    run(async {
+        let place = place(Choice::Bridge);
+        let fake = Arc::new(Fake::default());
+        let network = place.network(&[&fake]);
+        for wrong in ["10.0.0.0", "10.0.0.0/33", "x/8", "10.0.0.0/8,10.1.0.0/16", "10.0.0.0/8,fd00::/64,fd01::/64", ","]
+        {
+            let error = network.set_pod_cidr(wrong).await.unwrap_err();
+            assert!(matches!(error, NetError::Invalid { .. }), "{wrong}: {error}");
+        }
+        network.set_pod_cidr("").await.unwrap();
+        assert_eq!(fake.calls(), Vec::<String>::new());
+        for _ in 0..2 {
+            network.set_pod_cidr("10.244.1.0/24,fd00::/64").await.unwrap();
+        }
+        assert_eq!(fake.calls(), ["cidr 10.244.1.0/24,fd00::/64"]);
+        let network = place.network(&[&fake]);
+        assert_eq!(network.pod_cidr(), "10.244.1.0/24,fd00::/64");
+        assert_eq!(fake.calls(), ["cidr 10.244.1.0/24,fd00::/64"]);
+    });
+}
+
+#[test]
+fn a_reset_is_for_a_network_without_pods() {
+    run(async {
+        let place = place(Choice::Bridge);
+        let fake = Arc::new(Fake::default());
+        let network = place.network(&[&fake]);
+        network.setup(request(id('a'))).await.unwrap();
+        assert!(network.reset().await.is_err());
+        network.teardown(&id('a')).await;
+        assert_eq!(network.reset().await.unwrap(), Vec::new());
+    });
+}

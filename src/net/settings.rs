@@ -1,0 +1,69 @@
+//! What the network of pods is to be.
+
+use std::path::PathBuf;
+
+/// Which driver connects pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Choice {
+    /// CNI where a configuration of it is present, else the built-in bridge, else none.
+    #[default]
+    Auto,
+    /// The built-in one.
+    Bridge,
+    /// CNI plugins.
+    Cni,
+    /// Pods have loopback alone.
+    None,
+}
+
+impl Choice {
+    /// The choice of that name.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        Some(match name {
+            "auto" => Self::Auto,
+            "bridge" => Self::Bridge,
+            "cni" => Self::Cni,
+            "none" => Self::None,
+            _ => return None,
+        })
+    }
+}
+
+/// All that the network must be told. Validated by `config`.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Settings {
+    /// Which driver; decided anew for each pod.
+    pub driver: Choice,
+    /// Where its books are (`<root>/network`). Absolute.
+    pub root: PathBuf,
+    /// Where namespaces are pinned for drivers that want a path; `ip netns` shows what is there. Absolute.
+    pub netns_dir: PathBuf,
+    /// Where CNI configurations are. Absolute.
+    pub cni_config_dir: PathBuf,
+}
+
+impl Settings {
+    /// The usual places, and the driver chosen by what is there.
+    #[must_use]
+    pub fn new(root: PathBuf) -> Self {
+        Self {
+            driver: Choice::default(),
+            root,
+            netns_dir: PathBuf::from("/run/netns"),
+            cni_config_dir: PathBuf::from("/etc/cni/net.d"),
+        }
+    }
+
+    /// Whether there is a CNI configuration.
+    #[must_use]
+    pub fn has_cni(&self) -> bool {
+        let is_configuration = |name: std::ffi::OsString| {
+            let extension = std::path::Path::new(&name).extension().and_then(|e| e.to_str()).map(str::to_owned);
+            extension.is_some_and(|e| matches!(e.as_str(), "conf" | "conflist" | "json"))
+        };
+        let Ok(list) = std::fs::read_dir(&self.cni_config_dir) else { return false };
+        list.flatten().any(|entry| is_configuration(entry.file_name()))
+    }
+}
