@@ -4,12 +4,16 @@
 //! that is, and so is a value of the wrong kind: a typing error never becomes a silent default.
 //! Precedence: flag, `ARIL_*` variable, file, default.
 
+mod network;
+
 use std::io;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
+
+pub use self::network::Network;
 
 /// Where the file is looked for when no `--config` names one.
 pub const DEFAULT_FILE: &str = "/etc/aril/config.toml";
@@ -62,6 +66,8 @@ pub struct Config {
     pub registry_config_dir: PathBuf,
     /// How long a pull may wait for the next byte.
     pub image_pull_progress_timeout: Duration,
+    /// The network of pods.
+    pub network: Network,
     /// Threads of the daemon that serve requests.
     pub worker_threads: usize,
     /// See [`LogLevel`].
@@ -173,6 +179,7 @@ struct Raw {
     pinned_images: Option<Vec<String>>,
     registry_config_dir: Option<PathBuf>,
     image_pull_progress_timeout_seconds: Option<u64>,
+    network: Network,
     worker_threads: Option<usize>,
     log_level: Option<LogLevel>,
     log_format: Option<LogFormat>,
@@ -209,6 +216,7 @@ impl Raw {
             pinned_images: self.pinned_images.unwrap_or_default(),
             registry_config_dir: self.registry_config_dir.unwrap_or_else(|| PathBuf::from("/etc/aril/certs.d")),
             image_pull_progress_timeout: Duration::from_secs(self.image_pull_progress_timeout_seconds.unwrap_or(60)),
+            network: self.network,
             worker_threads: self.worker_threads.unwrap_or(2),
             log_level: self.log_level.unwrap_or_default(),
             log_format: self.log_format.unwrap_or_default(),
@@ -337,20 +345,37 @@ fn parse(file: &Path, text: &str) -> Result<Raw, ConfigError> {
     })?;
     let mut raw = Raw::default();
     for (name, value) in table.get_ref() {
-        let line = line_of(text, name.span().start);
-        let Some(key) = KEYS.iter().find(|key| key.name == name.get_ref().as_ref()) else {
-            let key = name.get_ref().to_string();
-            let nearest = nearest(&key);
-            return Err(ConfigError::UnknownKey { file: file.to_owned(), line, key, nearest });
-        };
-        (key.take)(&mut raw, value.get_ref()).ok_or_else(|| ConfigError::Value {
-            file: file.to_owned(),
-            line,
-            key: key.name,
-            wants: key.wants,
-        })?;
+        let (line, name) = (line_of(text, name.span().start), name.get_ref());
+        match value.get_ref().as_table().filter(|_| is_table(name)) {
+            None => take(&mut raw, (file, line), name, value.get_ref())?,
+            Some(table) => {
+                for (key, value) in table {
+                    let line = line_of(text, key.span().start);
+                    take(&mut raw, (file, line), &format!("{name}.{}", key.get_ref()), value.get_ref())?;
+                }
+            }
+        }
     }
     Ok(raw)
+}
+
+/// Takes one key by its full name.
+fn take(raw: &mut Raw, (file, line): (&Path, usize), name: &str, value: &DeValue<'_>) -> Result<(), ConfigError> {
+    let file = file.to_owned();
+    let Some(key) = keys().find(|key| key.name == name) else {
+        return Err(ConfigError::UnknownKey { file, line, key: name.to_owned(), nearest: nearest(name) });
+    };
+    let refused = || ConfigError::Value { file, line, key: key.name, wants: key.wants };
+    (key.take)(raw, value).ok_or_else(refused)
+}
+
+fn keys() -> impl Iterator<Item = &'static Key> {
+    KEYS.iter().chain(network::KEYS)
+}
+
+/// Whether there are keys in a table of this name.
+fn is_table(name: &str) -> bool {
+    keys().any(|key| key.name.split_once('.').is_some_and(|(table, _)| table == name))
 }
 
 fn line_of(text: &str, offset: usize) -> usize {
@@ -364,12 +389,17 @@ fn one_line(message: &str) -> String {
 fn nearest(unknown: &str) -> &'static str {
     let plain = unknown.to_ascii_lowercase().replace(['-', '.'], "_").into_bytes();
     const LONGEST: usize = 64;
+    let in_table = unknown.contains('.');
     // A shared beginning weighs most: who writes `workers` means `worker_threads`.
     let unlikeness = |name: &&str| {
+        let name = name.replace('.', "_");
         let shared = plain.iter().zip(name.as_bytes()).take_while(|(a, b)| a == b).count();
         (distance(&plain, name.as_bytes()) + LONGEST).saturating_sub(shared)
     };
-    KEYS.iter().map(|key| key.name).min_by_key(unlikeness).unwrap_or("root")
+    // Who writes a table's name means a key of it.
+    let of_table =
+        |name: &&str| !in_table || !unknown.split_once('.').is_some_and(|(t, _)| is_table(t)) || name.contains('.');
+    keys().map(|key| key.name).filter(of_table).min_by_key(unlikeness).unwrap_or("root")
 }
 
 /// How many letters must be put in, taken out or changed to make `b` of `a`.
@@ -419,6 +449,18 @@ mod tests {
             worker_threads = 0x4
             log_level = "debug"
             log_format = "json"
+            [network]
+            driver = "bridge"
+            netns_dir = "/f"
+            cni_config_dir = "/g"
+            cni_plugin_dirs = ["/h", "/i"]
+            cni_template = "/j"
+            cni_ports_elsewhere = true
+            bridge = "br-pods"
+            subnets = ["10.1.0.0/16", "fd00:1::/64"]
+            mtu = 1400
+            isolate = true
+            masquerade = false
         "#;
         let expected = Config {
             root: "/a".into(),
@@ -431,12 +473,25 @@ mod tests {
             pinned_images: vec!["pause".into(), "registry.example/tool:1".into()],
             registry_config_dir: "/e".into(),
             image_pull_progress_timeout: Duration::from_secs(5),
+            network: Network {
+                driver: "bridge".into(),
+                netns_dir: "/f".into(),
+                cni_config_dir: "/g".into(),
+                cni_plugin_dirs: vec!["/h".into(), "/i".into()],
+                cni_template: Some("/j".into()),
+                cni_ports_elsewhere: true,
+                bridge: "br-pods".into(),
+                subnets: vec![("10.1.0.0".parse().unwrap(), 16), ("fd00:1::".parse().unwrap(), 64)],
+                mtu: 1400,
+                isolate: true,
+                masquerade: false,
+            },
             worker_threads: 4,
             log_level: LogLevel::Debug,
             log_format: LogFormat::Json,
         };
         assert_eq!(config(text).unwrap(), expected);
-        assert_eq!(text.matches(" = ").count(), KEYS.len());
+        assert_eq!(text.matches(" = ").count(), keys().count());
     }
 
     #[test]
@@ -446,6 +501,9 @@ mod tests {
             "/c.toml:2: no key is called `log-levl`; the nearest is `log_level`"
         );
         assert!(config("[sockets]\nx = 1").unwrap_err().ends_with("the nearest is `socket`"));
+        let error = config("\n[network]\ndrivr = \"bridge\"").unwrap_err();
+        assert_eq!(error, "/c.toml:3: no key is called `network.drivr`; the nearest is `network.driver`");
+        assert!(config("network = 1").unwrap_err().contains("no key is called `network`"));
         assert!(config("workers = 3").unwrap_err().contains("`worker_threads`"));
     }
 
@@ -460,6 +518,15 @@ mod tests {
             ("log_level = \"loud\"", "one of"),
             ("cgroup_parent = \"/a/../b\"", "cgroup path"),
             ("cgroup_parent = \"/\"", "cgroup path"),
+            ("network.driver = \"calico\"", "one of"),
+            ("network.bridge = \"a name far too long\"", "name of an interface"),
+            ("network.bridge = \"a/b\"", "name of an interface"),
+            ("network.subnets = [\"10.0.0.0/8\", \"10.1.0.0/16\"]", "one of IPv4"),
+            ("network.subnets = [\"10.0.0.0\"]", "address range"),
+            ("network.subnets = []", "address range"),
+            ("network.mtu = 100", "from 1280"),
+            ("network.isolate = 1", "true or false"),
+            ("network.cni_plugin_dirs = [\"bin\"]", "absolute paths"),
             ("pinned_images = \"pause\"", "list of image names"),
             ("pinned_images = [\"pause\", 1]", "list of image names"),
         ] {

@@ -1,5 +1,6 @@
 //! What the network of pods is to be.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 /// Which driver connects pods.
@@ -42,6 +43,22 @@ pub struct Settings {
     pub netns_dir: PathBuf,
     /// Where CNI configurations are. Absolute.
     pub cni_config_dir: PathBuf,
+    /// Where CNI plugins are, in the order they are searched. Absolute.
+    pub cni_plugin_dirs: Vec<PathBuf>,
+    /// What becomes a CNI configuration once kubelet tells the pods' range. Absolute.
+    pub cni_template: Option<PathBuf>,
+    /// Host ports are served by the CNI network without a plugin that says so.
+    pub cni_ports_elsewhere: bool,
+    /// The bridge's name.
+    pub bridge: String,
+    /// The ranges of pods on the bridge, at most one a family; empty: its default.
+    pub subnets: Vec<(IpAddr, u8)>,
+    /// In bytes; 0: that of the way out.
+    pub mtu: u32,
+    /// Pods on the bridge do not reach each other.
+    pub isolate: bool,
+    /// Pods on the bridge leave the machine with its address.
+    pub masquerade: bool,
 }
 
 impl Settings {
@@ -53,6 +70,14 @@ impl Settings {
             root,
             netns_dir: PathBuf::from("/run/netns"),
             cni_config_dir: PathBuf::from("/etc/cni/net.d"),
+            cni_plugin_dirs: vec![PathBuf::from("/opt/cni/bin"), PathBuf::from("/usr/lib/cni")],
+            cni_template: None,
+            cni_ports_elsewhere: false,
+            bridge: "aril0".to_owned(),
+            subnets: Vec::new(),
+            mtu: 0,
+            isolate: false,
+            masquerade: true,
         }
     }
 

@@ -98,10 +98,13 @@ impl TestNode {
             assert!(status.expect("run mount").success(), "mount a filesystem for the root directory");
         }
         let config = format!(
-            "cgroup_parent = \"{0}\"\nshim_cgroup = \"{0}-shims\"\nshim = \"{1}\"\nregistry_config_dir = \"{2}\"\n{3}",
+            "cgroup_parent = \"{0}\"\nshim_cgroup = \"{0}-shims\"\nshim = \"{1}\"\nregistry_config_dir = \"{2}\"\n\
+             network.netns_dir = \"{3}\"\nnetwork.cni_config_dir = \"{4}\"\n{5}",
             self.cgroup_parent(),
             env!("CARGO_BIN_EXE_aril-shim"),
             self.path("certs.d").display(),
+            self.path("netns").display(),
+            self.path("net.d").display(),
             self.options.config
         );
         fs::write(self.path("config.toml"), config).expect("write the configuration");

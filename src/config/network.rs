@@ -1,0 +1,137 @@
+//! The table `[network]`.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use toml::de::DeValue;
+
+use super::{Key, PATH, absolute, number};
+
+/// What the network of pods is to be, checked in its form.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network {
+    /// "auto", "bridge", "cni" or "none".
+    pub driver: String,
+    /// Where namespaces are pinned for CNI plugins. Absolute.
+    pub netns_dir: PathBuf,
+    /// Where CNI configurations are. Absolute.
+    pub cni_config_dir: PathBuf,
+    /// Where CNI plugins are, in the order they are searched. Absolute.
+    pub cni_plugin_dirs: Vec<PathBuf>,
+    /// What becomes a CNI configuration once kubelet tells the pods' range. Absolute.
+    pub cni_template: Option<PathBuf>,
+    /// Host ports are served by the CNI network without a plugin that says so.
+    pub cni_ports_elsewhere: bool,
+    /// The bridge's name.
+    pub bridge: String,
+    /// The ranges of pods, at most one a family; empty: the bridge's default.
+    pub subnets: Vec<(IpAddr, u8)>,
+    /// In bytes; 0: that of the way out.
+    pub mtu: u32,
+    /// Pods do not reach each other.
+    pub isolate: bool,
+    /// Pods leave the machine with its address.
+    pub masquerade: bool,
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self {
+            driver: "auto".to_owned(),
+            netns_dir: "/run/netns".into(),
+            cni_config_dir: "/etc/cni/net.d".into(),
+            cni_plugin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
+            cni_template: None,
+            cni_ports_elsewhere: false,
+            bridge: "aril0".to_owned(),
+            subnets: Vec::new(),
+            mtu: 0,
+            isolate: false,
+            masquerade: true,
+        }
+    }
+}
+
+const YES_OR_NO: &str = "true or false";
+
+/// The keys of the table, by their full names.
+pub(super) const KEYS: &[Key] = &[
+    Key {
+        name: "network.driver",
+        wants: "one of \"auto\", \"bridge\", \"cni\", \"none\"",
+        take: |raw, v| {
+            let driver = v.as_str().filter(|d| ["auto", "bridge", "cni", "none"].contains(d))?;
+            driver.clone_into(&mut raw.network.driver);
+            Some(())
+        },
+    },
+    Key { name: "network.netns_dir", wants: PATH, take: |raw, v| absolute(v).map(|p| raw.network.netns_dir = p) },
+    Key {
+        name: "network.cni_config_dir",
+        wants: PATH,
+        take: |raw, v| absolute(v).map(|p| raw.network.cni_config_dir = p),
+    },
+    Key {
+        name: "network.cni_plugin_dirs",
+        wants: "a list of absolute paths like [\"/opt/cni/bin\"]",
+        take: |raw, v| {
+            raw.network.cni_plugin_dirs = v.as_array()?.iter().map(|v| absolute(v.get_ref())).collect::<Option<_>>()?;
+            Some(())
+        },
+    },
+    Key {
+        name: "network.cni_template",
+        wants: PATH,
+        take: |raw, v| absolute(v).map(|p| raw.network.cni_template = Some(p)),
+    },
+    Key {
+        name: "network.cni_ports_elsewhere",
+        wants: YES_OR_NO,
+        take: |raw, v| v.as_bool().map(|b| raw.network.cni_ports_elsewhere = b),
+    },
+    Key {
+        name: "network.bridge",
+        wants: "the name of an interface: 1 to 15 letters, digits, '-', '_' or '.'",
+        take: |raw, v| interface(v.as_str()?).map(|name| raw.network.bridge = name),
+    },
+    Key {
+        name: "network.subnets",
+        wants: "one address range, or one of IPv4 and one of IPv6, like [\"10.88.0.0/16\"]",
+        take: |raw, v| subnets(v).map(|ranges| raw.network.subnets = ranges),
+    },
+    Key {
+        name: "network.mtu",
+        wants: "a whole number from 1280 to 65535, or 0 for that of the way out",
+        take: |raw, v| {
+            let mtu = number(v, 0..=65535).filter(|mtu| *mtu == 0 || *mtu >= 1280)?;
+            raw.network.mtu = u32::try_from(mtu).ok()?;
+            Some(())
+        },
+    },
+    Key { name: "network.isolate", wants: YES_OR_NO, take: |raw, v| v.as_bool().map(|b| raw.network.isolate = b) },
+    Key {
+        name: "network.masquerade",
+        wants: YES_OR_NO,
+        take: |raw, v| v.as_bool().map(|b| raw.network.masquerade = b),
+    },
+];
+
+fn interface(name: &str) -> Option<String> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let fits = (1..=15).contains(&name.len()) && name.chars().all(is_plain) && !matches!(name, "." | "..");
+    fits.then(|| name.to_owned())
+}
+
+fn subnets(value: &DeValue<'_>) -> Option<Vec<(IpAddr, u8)>> {
+    let range = |v: &toml::Spanned<DeValue<'_>>| {
+        let (ip, prefix) = v.get_ref().as_str()?.split_once('/')?;
+        let (ip, prefix) = (ip.parse::<IpAddr>().ok()?, prefix.parse::<u8>().ok()?);
+        (prefix <= if ip.is_ipv4() { 30 } else { 126 }).then_some((ip, prefix))
+    };
+    let ranges: Vec<(IpAddr, u8)> = value.as_array()?.iter().map(range).collect::<Option<_>>()?;
+    match ranges[..] {
+        [_] => Some(ranges),
+        [(a, _), (b, _)] if a.is_ipv4() != b.is_ipv4() => Some(ranges),
+        _ => None,
+    }
+}
