@@ -12,6 +12,7 @@
 //!
 //! Follows CNI 1.1 in its words: a network is *added* to a pod and *deleted* from it.
 
+pub mod bridge;
 mod error;
 mod keep;
 mod leftover;

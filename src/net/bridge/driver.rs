@@ -1,0 +1,265 @@
+//! The bridge as a driver: what happens for one pod.
+
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+
+use super::books::Pod;
+use super::link::{self, Mac, Pair};
+use super::netlink::{Batch, Refusal, Socket};
+use super::pod;
+use super::range::{Range, parse_list};
+use super::{Bridge, Made, NAME, NETWORK, lock};
+use crate::id::SandboxId;
+use crate::net::{
+    Address, Attachment, Dns, Driver, INTERFACE, Leftover, Live, Namespace, NetError, Request, Route, namespace,
+};
+
+impl Driver for Bridge {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn needs_path(&self) -> bool {
+        false
+    }
+
+    fn status(&self) -> Result<(), NetError> {
+        if lock(&self.made).is_some() {
+            return Ok(());
+        }
+        self.no_overlap(&lock(&self.books))
+    }
+
+    fn validate(&self, request: &Request) -> Result<(), NetError> {
+        mac(&request.mac)?;
+        let v4 = request.ips.iter().filter(|ip| ip.is_ipv4()).count();
+        if v4 > 1 || request.ips.len() - v4 > 1 {
+            let reason = "a pod gets one address of IPv4 and one of IPv6".into();
+            return Err(NetError::Invalid { field: "ips".into(), reason });
+        }
+        let books = lock(&self.books);
+        let is_served = |ip: &&IpAddr| books.current().iter().any(|range| range.is_for_pods(**ip));
+        if let Some(ip) = request.ips.iter().find(|ip| !is_served(ip)) {
+            let ranges = books.current().iter().map(Range::to_string).collect::<Vec<_>>().join(" and ");
+            let reason = format!("{ip} is not an address for pods of {ranges}");
+            return Err(NetError::Invalid { field: "ips".into(), reason });
+        }
+        unsupported(request)
+    }
+
+    fn setup(&self, request: &Request, namespace: Namespace<'_>) -> Result<Attachment, NetError> {
+        self.validate(request)?;
+        let made = self.ready()?;
+        let id = &request.id;
+        let pod = self.enter(request)?;
+        let first = pod.addresses.first().map_or(IpAddr::from([0; 4]), |(ip, _)| *ip);
+        let mac = mac(&request.mac)?.unwrap_or_else(|| link::mac_of(first));
+        self.connect(id, namespace, made, mac)?;
+        let configured = namespace::inside(namespace.fd, || {
+            let socket = Socket::route().map_err(|e| Refusal {
+                step: "open netlink socket",
+                errno: e.raw_os_error().unwrap_or(libc::EIO),
+                text: String::new(),
+            });
+            pod::configure(&mut socket?, &pod.addresses)
+        });
+        configured.map_err(pod::entering)?.map_err(|refusal| refusal.about(format!("of sandbox {id}")))?;
+        Ok(attachment(&pod, made.mtu, mac))
+    }
+
+    fn check(&self, id: &SandboxId, namespace: Namespace<'_>) -> Result<(), NetError> {
+        self.repair()?;
+        let Some(pod) = lock(&self.books).pods().get(id).cloned() else {
+            return Err(NetError::NotReady { reason: format!("network {NETWORK} knows nothing of sandbox {id}") });
+        };
+        let about = |refusal: Refusal| refusal.about(format!("of sandbox {id}"));
+        let mut missing = namespace::inside(namespace.fd, || {
+            let mut socket = Socket::route().map_err(pod::entering)?;
+            pod::missing(&mut socket, &pod.addresses).map_err(about)
+        })
+        .map_err(pod::entering)??;
+        let end = link::by_name(&mut lock(&self.route), &link::host_end(id)).map_err(about)?;
+        if !end.is_some_and(|end| end.is_up && end.master != 0) {
+            missing.push(format!("{} in the bridge", link::host_end(id)));
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        Err(NetError::NotReady { reason: format!("network of sandbox {id} lacks {}", missing.join(", ")) })
+    }
+
+    fn teardown(&self, id: &SandboxId, _: Option<Namespace<'_>>) -> Vec<Leftover> {
+        lock(&self.books).release(id)
+    }
+
+    fn known(&self) -> Result<Vec<SandboxId>, NetError> {
+        Ok(lock(&self.books).pods().keys().cloned().collect())
+    }
+
+    fn reconcile(&self, live: &[Live]) -> Vec<Leftover> {
+        let mut left = self.put_books_right(live);
+        if lock(&self.books).pods().is_empty() && lock(&self.made).is_none() {
+            return left;
+        }
+        if let Err(e) = self.repair() {
+            left.push(Leftover { what: format!("bridge {}", self.settings.name), reason: e.to_string() });
+        }
+        left
+    }
+
+    fn set_pod_cidr(&self, cidr: &str) -> Result<(), NetError> {
+        let ranges = parse_list("pod_cidr", cidr)?;
+        if lock(&self.books).set_pod_cidr(ranges)? {
+            // The next setup gives the bridge its new address, beside the old ones.
+            *lock(&self.made) = None;
+        }
+        Ok(())
+    }
+
+    fn describe(&self) -> serde_json::Value {
+        let made = *lock(&self.made);
+        let books = lock(&self.books);
+        let text = |ranges: &[Range]| ranges.iter().map(Range::to_string).collect::<Vec<_>>();
+        let pods = books.pods().iter().map(|(id, pod)| {
+            let addresses: Vec<IpAddr> = pod.addresses.iter().map(|(ip, _)| *ip).collect();
+            serde_json::json!({ "sandbox": id, "addresses": addresses, "ports": pod.ports })
+        });
+        serde_json::json!({
+            "driver": NAME,
+            "bridge": self.settings.name,
+            "mtu": made.map(|made| made.mtu).or(self.settings.mtu),
+            "ranges": text(books.current()),
+            "former_ranges": text(books.known()).into_iter().filter(|r| !text(books.current()).contains(r))
+                .collect::<Vec<_>>(),
+            "by_kubelet": books.is_by_kubelet(),
+            "isolated": self.settings.isolated,
+            "masquerade": self.settings.masquerade,
+            "pods": pods.collect::<Vec<_>>(),
+        })
+    }
+}
+
+impl Bridge {
+    /// Leases and claims for a request, on disk. What an earlier try left is given back first.
+    fn enter(&self, request: &Request) -> Result<Pod, NetError> {
+        let mut books = lock(&self.books);
+        if let Some(left) = books.release(&request.id).into_iter().next() {
+            return Err(NetError::Taken { what: left.what, owner: format!("an earlier try: {}", left.reason) });
+        }
+        let mut is_gone = |name: &str| matches!(link::by_name(&mut lock(&self.route), name), Ok(None));
+        books.enter(&request.id, NETWORK, &request.ips, &request.ports, &mut is_gone)
+    }
+
+    /// Makes the pair of devices. If the bridge is not what it was, it is made anew; an end left by an earlier try goes.
+    fn connect(&self, id: &SandboxId, namespace: Namespace<'_>, made: Made, mac: Mac) -> Result<(), NetError> {
+        let make = |made: Made| {
+            let mut batch = Batch::default();
+            let Made { index: bridge, mtu } = made;
+            let isolated = self.settings.isolated;
+            let pair = Pair { namespace: namespace.fd.as_fd(), interface: INTERFACE, mac, mtu, bridge, isolated };
+            link::add_pair(&mut batch, id, &pair);
+            lock(&self.route).all(batch, &[])
+        };
+        let object = || format!("{} of sandbox {id}", link::host_end(id));
+        let Err(first) = make(made) else { return Ok(()) };
+        let old = link::by_name(&mut lock(&self.route), &link::host_end(id)).map_err(|r| r.about(object()))?;
+        if let Some(old) = old {
+            if old.alias != id.as_str() && !old.alias.is_empty() {
+                return Err(NetError::Taken { what: format!("device {}", old.name), owner: old.alias });
+            }
+            let mut batch = Batch::default();
+            link::delete(&mut batch, old.index);
+            lock(&self.route).all(batch, &[libc::ENODEV]).map_err(|r| r.about(object()))?;
+        }
+        *lock(&self.made) = None;
+        let again = self.ready()?;
+        make(again).map_err(|refusal| if refusal.errno == libc::ENODEV { first } else { refusal }.about(object()))
+    }
+
+    /// Brings back what is missing of what all pods share.
+    fn repair(&self) -> Result<(), NetError> {
+        let mut made = lock(&self.made);
+        *made = None;
+        let fresh = self.ensure()?;
+        *made = Some(fresh);
+        let left = self.put_ends_right(fresh.index, &lock(&self.books));
+        match left.into_iter().next() {
+            Some(first) => Err(NetError::NotReady { reason: format!("{}: {}", first.what, first.reason) }),
+            None => Ok(()),
+        }
+    }
+
+    /// Strangers out of the books, live sandboxes into them.
+    fn put_books_right(&self, live: &[Live]) -> Vec<Leftover> {
+        let mut books = lock(&self.books);
+        let is_stranger = |(id, pod): &(&SandboxId, &Pod)| !pod.is_new && !live.iter().any(|live| live.id == **id);
+        let strangers: Vec<SandboxId> = books.pods().iter().filter(is_stranger).map(|(id, _)| id.clone()).collect();
+        let mut left: Vec<Leftover> = strangers.iter().flat_map(|id| books.release(id)).collect();
+        for live in live.iter().filter(|live| live.attachment.driver == NAME) {
+            let range = |address: &Address| Some((address.ip, Range::new(address.ip, address.prefix).ok()?));
+            let addresses: Vec<_> = live.attachment.addresses.iter().filter_map(range).collect();
+            left.extend(books.restore(&live.id, &addresses, &live.attachment.ports));
+        }
+        let mut is_gone = |name: &str| matches!(link::by_name(&mut lock(&self.route), name), Ok(None));
+        left.extend(books.tidy(&mut is_gone));
+        left
+    }
+}
+
+/// The hardware address asked for.
+fn mac(text: &str) -> Result<Option<Mac>, NetError> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let parts: Vec<Option<u8>> = text
+        .split(':')
+        .take(7)
+        .map(|part| if part.len() == 2 { u8::from_str_radix(part, 16).ok() } else { None })
+        .collect();
+    let mac = parts.into_iter().collect::<Option<Vec<u8>>>().and_then(|bytes| Mac::try_from(bytes).ok());
+    match mac.filter(|mac| mac[0] & 1 == 0 && *mac != [0; 6]) {
+        Some(mac) => Ok(Some(mac)),
+        None => {
+            let shown: String = text.chars().take(40).collect();
+            let reason = format!("{shown:?} is no hardware address of one device, such as 02:00:00:00:00:01");
+            Err(NetError::Invalid { field: "mac".into(), reason })
+        }
+    }
+}
+
+fn unsupported(request: &Request) -> Result<(), NetError> {
+    let no = |field: &str, reason: &str| Err(NetError::Unsupported { field: field.into(), reason: reason.into() });
+    let why = "the built-in bridge cannot limit traffic; use a CNI configuration with the plugin bandwidth";
+    if request.bandwidth.ingress.is_some() {
+        return no("annotations[kubernetes.io/ingress-bandwidth]", why);
+    }
+    if request.bandwidth.egress.is_some() {
+        return no("annotations[kubernetes.io/egress-bandwidth]", why);
+    }
+    if !request.ports.is_empty() {
+        return no("port_mappings", "the built-in bridge has no host ports yet; use a CNI configuration with portmap");
+    }
+    Ok(())
+}
+
+fn attachment(pod: &Pod, mtu: u32, mac: Mac) -> Attachment {
+    let address =
+        |(ip, range): &(IpAddr, Range)| Address { ip: *ip, prefix: range.prefix(), gateway: Some(range.gateway()) };
+    let route = |(ip, range): &(IpAddr, Range)| Route {
+        to: if ip.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) },
+        prefix: 0,
+        via: Some(range.gateway()),
+    };
+    Attachment {
+        driver: NAME.into(),
+        network: NETWORK.into(),
+        interface: INTERFACE.into(),
+        mac: link::mac_text(&mac),
+        mtu,
+        addresses: pod.addresses.iter().map(address).collect(),
+        routes: pod.addresses.iter().map(route).collect(),
+        ports: pod.ports.clone(),
+        dns: Dns::default(),
+        warnings: Vec::new(),
+    }
+}
