@@ -7,6 +7,7 @@
 mod network;
 
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -68,6 +69,8 @@ pub struct Config {
     pub image_pull_progress_timeout: Duration,
     /// The network of pods.
     pub network: Network,
+    /// Where Exec, Attach and PortForward are served; port 0: one of the kernel's choice.
+    pub streams: SocketAddr,
     /// Threads of the daemon that serve requests.
     pub worker_threads: usize,
     /// See [`LogLevel`].
@@ -180,6 +183,8 @@ struct Raw {
     registry_config_dir: Option<PathBuf>,
     image_pull_progress_timeout_seconds: Option<u64>,
     network: Network,
+    stream_address: Option<IpAddr>,
+    stream_port: Option<u16>,
     worker_threads: Option<usize>,
     log_level: Option<LogLevel>,
     log_format: Option<LogFormat>,
@@ -217,6 +222,10 @@ impl Raw {
             registry_config_dir: self.registry_config_dir.unwrap_or_else(|| PathBuf::from("/etc/aril/certs.d")),
             image_pull_progress_timeout: Duration::from_secs(self.image_pull_progress_timeout_seconds.unwrap_or(60)),
             network: self.network,
+            streams: SocketAddr::new(
+                self.stream_address.unwrap_or(Ipv4Addr::LOCALHOST.into()),
+                self.stream_port.unwrap_or(0),
+            ),
             worker_threads: self.worker_threads.unwrap_or(2),
             log_level: self.log_level.unwrap_or_default(),
             log_format: self.log_format.unwrap_or_default(),
@@ -267,6 +276,16 @@ const KEYS: &[Key] = &[
         name: "image_pull_progress_timeout_seconds",
         wants: "a whole number from 1 to 3600",
         take: |raw, v| number(v, 1..=3600).map(|n| raw.image_pull_progress_timeout_seconds = Some(n)),
+    },
+    Key {
+        name: "stream_address",
+        wants: "an IP address in quotes",
+        take: |raw, v| v.as_str()?.parse().ok().map(|ip| raw.stream_address = Some(ip)),
+    },
+    Key {
+        name: "stream_port",
+        wants: "a whole number from 0 to 65535",
+        take: |raw, v| number(v, 0..=65535).and_then(|n| u16::try_from(n).ok()).map(|n| raw.stream_port = Some(n)),
     },
     Key {
         name: "worker_threads",
@@ -446,6 +465,8 @@ mod tests {
             pinned_images = ["pause", "registry.example/tool:1"]
             registry_config_dir = "/e"
             image_pull_progress_timeout_seconds = 5
+            stream_address = "::1"
+            stream_port = 10010
             worker_threads = 0x4
             log_level = "debug"
             log_format = "json"
@@ -486,6 +507,7 @@ mod tests {
                 isolate: true,
                 masquerade: false,
             },
+            streams: "[::1]:10010".parse().unwrap(),
             worker_threads: 4,
             log_level: LogLevel::Debug,
             log_format: LogFormat::Json,
@@ -515,6 +537,8 @@ mod tests {
             ("worker_threads = 0", "from 1 to 64"),
             ("worker_threads = -1", "from 1 to 64"),
             ("worker_threads = 99999999999999999999", "from 1 to 64"),
+            ("stream_address = \"localhost\"", "an IP address"),
+            ("stream_port = 65536", "from 0 to 65535"),
             ("log_level = \"loud\"", "one of"),
             ("cgroup_parent = \"/a/../b\"", "cgroup path"),
             ("cgroup_parent = \"/\"", "cgroup path"),

@@ -36,7 +36,7 @@ const FENCES: &[(&str, &[&str])] = &[
     ("caps", &["src/runtime"]),
     ("cgroups_rs", &["src/runtime"]),
     ("rustls", &["src/image/registry"]),
-    ("hyper", &["src/image/registry", "src/cri/server", "src/cri/call"]),
+    ("hyper", &["src/image/registry", "src/cri/server", "src/cri/call", "src/stream"]),
     ("anyhow", &[]),
 ];
 

@@ -67,7 +67,7 @@ pub(super) fn image(image: &Image) -> Info {
 }
 
 /// About the runtime.
-pub(super) fn runtime(node: &Node, network: &net::Status) -> Info {
+pub(super) fn runtime(node: &Node, network: &net::Status, streams: Option<std::net::SocketAddr>) -> Info {
     let settings = node.settings();
     let config = json!({
         "root": settings.root,
@@ -82,6 +82,8 @@ pub(super) fn runtime(node: &Node, network: &net::Status) -> Info {
             "configured": settings.network,
             "leftovers": node.network().leftovers().len(),
         },
+        // None before the first request for streams.
+        "streamAddress": streams,
         "version": env!("CARGO_PKG_VERSION"),
     });
     [("config".to_owned(), config.to_string())].into()

@@ -21,7 +21,9 @@ mod runtime;
 mod server;
 mod session;
 mod status;
+mod streaming;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::net::UnixListener;
@@ -40,14 +42,22 @@ const MESSAGE_LIMIT_BYTES: usize = 16 << 20;
 #[derive(Debug, Clone)]
 struct Service {
     node: Arc<Node>,
+    streams: Arc<streaming::Server>,
 }
 
 /// Serves requests on `listener` until `shutdown` ends; then those under way get ten seconds, and clients that have
 /// none are let go at once.
 ///
-/// Workloads are not touched. Needs a tokio runtime with time and I/O.
-pub async fn serve(node: Arc<Node>, listener: UnixListener, shutdown: impl Future<Output = ()> + Send) {
-    let service = Service { node };
+/// Streams of Exec, Attach and PortForward are served at `streams`, from the first of them on; they end with the
+/// serving. Workloads are not touched. Needs a tokio runtime with time and I/O.
+pub async fn serve(
+    node: Arc<Node>,
+    listener: UnixListener,
+    streams: SocketAddr,
+    shutdown: impl Future<Output = ()> + Send,
+) {
+    let streams = Arc::new(streaming::Server::new(Arc::clone(&node), streams));
+    let service = Service { node, streams };
     let runtime = RuntimeServiceServer::new(service.clone()).max_decoding_message_size(MESSAGE_LIMIT_BYTES);
     let images = ImageServiceServer::new(service.clone()).max_decoding_message_size(MESSAGE_LIMIT_BYTES);
     let people = NodeServer::new(service).max_decoding_message_size(MESSAGE_LIMIT_BYTES);

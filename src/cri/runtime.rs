@@ -50,7 +50,10 @@ impl RuntimeService for Service {
                     condition("NetworkReady", problem.is_none(), network_reason, problem.unwrap_or_default()),
                 ],
             }),
-            info: if request.get_ref().verbose { info::runtime(&self.node, &network) } else { Default::default() },
+            info: match request.get_ref().verbose {
+                true => info::runtime(&self.node, &network, self.streams.address()),
+                false => Default::default(),
+            },
             runtime_handlers: vec![handler(""), handler("aril")],
             features: Some(RuntimeFeatures { supplemental_groups_policy: true, user_namespaces_host_network: false }),
         }))
@@ -191,16 +194,19 @@ impl RuntimeService for Service {
         Ok(Response::new(ExecSyncResponse { stdout, stderr, exit_code }))
     }
 
-    async fn exec(&self, _: Request<ExecRequest>) -> Answer<ExecResponse> {
-        Err(unimplemented("Exec"))
+    async fn exec(&self, request: Request<ExecRequest>) -> Answer<ExecResponse> {
+        let url = self.streams.exec(request.into_inner()).await?;
+        Ok(Response::new(ExecResponse { url }))
     }
 
-    async fn attach(&self, _: Request<AttachRequest>) -> Answer<AttachResponse> {
-        Err(unimplemented("Attach"))
+    async fn attach(&self, request: Request<AttachRequest>) -> Answer<AttachResponse> {
+        let url = self.streams.attach(request.into_inner()).await?;
+        Ok(Response::new(AttachResponse { url }))
     }
 
-    async fn port_forward(&self, _: Request<PortForwardRequest>) -> Answer<PortForwardResponse> {
-        Err(unimplemented("PortForward"))
+    async fn port_forward(&self, request: Request<PortForwardRequest>) -> Answer<PortForwardResponse> {
+        let url = self.streams.port_forward(request.into_inner()).await?;
+        Ok(Response::new(PortForwardResponse { url }))
     }
 
     async fn container_stats(&self, _: Request<ContainerStatsRequest>) -> Answer<ContainerStatsResponse> {

@@ -10,7 +10,8 @@ use tonic::{Status, Streaming};
 use super::error::status as error;
 use crate::api::node::{AttachRequest, ExecRequest, StreamResponse, TtySize};
 use crate::api::node::{attach_request, exec_request, stream_response};
-use crate::node::{Attachment, Resizer, Session, Stream};
+use crate::node::{Attachment, Resizer, Session};
+use crate::stream::Pipe;
 
 /// How long output may still come after the process ended, from children that hold its streams.
 const DRAIN: Duration = Duration::from_millis(250);
@@ -130,7 +131,7 @@ pub(super) async fn attach(attachment: Attachment, input: Streaming<AttachReques
 }
 
 /// Takes what the client sends to the process, until either wants no more.
-async fn feed<T>(mut input: Streaming<T>, stdin: Option<Arc<Stream>>, is_terminal: bool, resizer: Resizer)
+async fn feed<T>(mut input: Streaming<T>, stdin: Option<Arc<Pipe>>, is_terminal: bool, resizer: Resizer)
 where
     Input: From<T>,
 {
@@ -153,7 +154,7 @@ where
     close(&mut stdin, is_terminal).await;
 }
 
-async fn close(stdin: &mut Option<Arc<Stream>>, is_terminal: bool) {
+async fn close(stdin: &mut Option<Arc<Pipe>>, is_terminal: bool) {
     if let Some(stream) = stdin.take()
         && is_terminal
     {
@@ -163,7 +164,7 @@ async fn close(stdin: &mut Option<Arc<Stream>>, is_terminal: bool) {
 }
 
 /// Takes what the process writes to the client, as fast as that one reads.
-async fn pump(stream: Option<&Stream>, body: impl Fn(Vec<u8>) -> stream_response::Body, sender: &Sender) {
+async fn pump(stream: Option<&Pipe>, body: impl Fn(Vec<u8>) -> stream_response::Body, sender: &Sender) {
     let Some(stream) = stream else { return };
     while let Ok(chunk) = stream.read().await {
         if chunk.is_empty() || sender.send(Ok(StreamResponse { body: Some(body(chunk)) })).await.is_err() {
@@ -184,8 +185,8 @@ mod tests {
 
     #[tokio::test]
     async fn output_goes_to_the_client_in_order_and_ends() {
-        let (ours, theirs) = Stream::from_process().unwrap();
-        let process = Stream::new(theirs).unwrap();
+        let (ours, theirs) = Pipe::from_process().unwrap();
+        let process = Pipe::new(theirs).unwrap();
         let (sender, mut receiver) = mpsc::channel(1);
         let write = async {
             for word in ["one", "two"] {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use super::stream::Stream;
+use crate::stream::Pipe;
 
 /// How much of each stream of an ExecSync is kept; the rest is read and dropped.
 pub const OUTPUT_LIMIT_BYTES: usize = 16 << 20;
@@ -46,7 +46,7 @@ impl Budget {
 
 /// A stream read to its end. Its progress survives a dropped future.
 pub(super) struct Capture {
-    stream: Stream,
+    stream: Pipe,
     /// What was kept; at most the limit.
     pub bytes: Vec<u8>,
     /// Read, and not yet kept or dropped.
@@ -59,7 +59,7 @@ pub(super) struct Capture {
 }
 
 impl Capture {
-    pub fn new(stream: Stream, budget: &Budget) -> Self {
+    pub fn new(stream: Pipe, budget: &Budget) -> Self {
         Self {
             stream,
             bytes: Vec::new(),
@@ -108,13 +108,13 @@ mod tests {
     use super::*;
 
     async fn write(theirs: std::os::fd::OwnedFd, bytes: usize) {
-        let writer = Stream::new(theirs).unwrap();
+        let writer = Pipe::new(theirs).unwrap();
         writer.write_all(&vec![b'x'; bytes]).await.unwrap();
     }
 
     #[tokio::test]
     async fn output_beyond_the_limit_is_read_and_dropped() {
-        let (ours, theirs) = Stream::from_process().unwrap();
+        let (ours, theirs) = Pipe::from_process().unwrap();
         let mut capture = Capture { limit: 10, ..Capture::new(ours, &Budget::default()) };
         tokio::join!(write(theirs, 200_000), capture.read_to_end());
         assert_eq!(capture.bytes, b"xxxxxxxxxx");
@@ -124,7 +124,7 @@ mod tests {
     async fn output_without_a_budget_waits_for_it() {
         let budget = Budget::of(2 * UNIT_BYTES);
         let capture = || {
-            let (ours, theirs) = Stream::from_process().unwrap();
+            let (ours, theirs) = Pipe::from_process().unwrap();
             (Capture::new(ours, &budget), theirs)
         };
         let (mut first, theirs) = capture();
@@ -150,7 +150,7 @@ mod tests {
     #[tokio::test]
     async fn what_was_read_while_waiting_is_not_lost() {
         let budget = Budget::of(0);
-        let (ours, theirs) = Stream::from_process().unwrap();
+        let (ours, theirs) = Pipe::from_process().unwrap();
         let mut capture = Capture::new(ours, &budget);
         let interrupted = async { timeout(Duration::from_millis(100), capture.read_to_end()).await.is_err() };
         let (_, interrupted) = tokio::join!(write(theirs, 40_000), interrupted);

@@ -127,6 +127,18 @@ pub enum NodeError {
         /// What sort of failure.
         kind: ErrorKind,
     },
+    /// Nobody answers at a port of a pod.
+    #[error("connect to port {port} of sandbox {sandbox}: {source}{hint}")]
+    Connect {
+        /// On localhost in the pod.
+        port: u16,
+        /// The start of its id.
+        sandbox: String,
+        /// What may be the matter (starts with "; "), or empty.
+        hint: &'static str,
+        /// As connect(2).
+        source: io::Error,
+    },
     /// The task of a pod ended while it was asked.
     #[error("{object} {id} went away meanwhile")]
     Gone {
@@ -186,7 +198,7 @@ impl NodeError {
             Self::Shim { source, .. } => shim_kind(source),
             Self::Deadline { .. } => ErrorKind::Deadline,
             Self::Network { kind, .. } => *kind,
-            Self::Gone { .. } => ErrorKind::Unavailable,
+            Self::Connect { .. } | Self::Gone { .. } => ErrorKind::Unavailable,
         }
     }
 

@@ -15,7 +15,7 @@ use super::error::NodeError;
 use super::pod::chain;
 use super::record::ContainerRecord;
 use super::spec;
-use super::stream::Stream;
+use crate::stream::Pipe;
 use crate::wire::client::{Shim, WireError};
 use crate::wire::session::{ExecSession, ExecStdio, Streams};
 
@@ -40,13 +40,13 @@ pub struct ExecOutput {
 #[derive(Debug)]
 pub struct Session {
     /// Written; absent with a terminal or without input.
-    pub stdin: Option<Stream>,
+    pub stdin: Option<Pipe>,
     /// Read; absent with a terminal.
-    pub stdout: Option<Stream>,
+    pub stdout: Option<Pipe>,
     /// Read; absent with a terminal.
-    pub stderr: Option<Stream>,
+    pub stderr: Option<Pipe>,
     /// Read and written: both sides of a terminal.
-    pub terminal: Option<Stream>,
+    pub terminal: Option<Pipe>,
     container: Arc<ContainerRecord>,
     session: ExecSession,
     kill: KillOnDrop,
@@ -56,11 +56,11 @@ pub struct Session {
 #[derive(Debug)]
 pub struct Attachment {
     /// Written; closing it ends the input.
-    pub stdin: Option<Stream>,
+    pub stdin: Option<Pipe>,
     /// Read.
-    pub stdout: Option<Stream>,
+    pub stdout: Option<Pipe>,
     /// Read.
-    pub stderr: Option<Stream>,
+    pub stderr: Option<Pipe>,
     container: Arc<ContainerRecord>,
     shim: Shim,
 }
@@ -126,7 +126,7 @@ impl Node {
     ) -> Result<ExecOutput, Arc<NodeError>> {
         let (record, shim) = self.running(container, "exec in it")?;
         let process = spec::exec_process(command, false).map_err(NodeError::from)?;
-        let pipe = || Stream::from_process().map_err(NodeError::io("make", "pipe"));
+        let pipe = || Pipe::from_process().map_err(NodeError::io("make", "pipe"));
         let ((stdout, their_stdout), (stderr, their_stderr)) = (pipe()?, pipe()?);
         let stdio = ExecStdio { stdin: None, stdout: Some(their_stdout), stderr: Some(their_stderr) };
         let failed = || NodeError::shim("exec in container", record.id.short());
@@ -186,7 +186,7 @@ impl Node {
         let session = shim.exec(record.id.as_str(), &kill.exec_id, &process, true, stdio).await;
         let mut session = session.map_err(NodeError::shim("exec in container", record.id.short()))?;
         let terminal = match session.pty().await {
-            Some(pty) => Some(Stream::new(pty).map_err(NodeError::io("watch", "terminal"))?),
+            Some(pty) => Some(Pipe::new(pty).map_err(NodeError::io("watch", "terminal"))?),
             None => None,
         };
         Ok(Session { stdin, stdout, stderr, terminal, container: record, session, kill })
@@ -200,7 +200,7 @@ impl Node {
         let (record, shim) = self.alive(container, "attach to it")?;
         let attached = shim.attach(record.id.as_str(), streams).await;
         let attached = attached.map_err(NodeError::shim("attach to container", record.id.short()))?;
-        let stream = |fd: Option<_>| fd.map(Stream::new).transpose().map_err(NodeError::io("watch", "stream"));
+        let stream = |fd: Option<_>| fd.map(Pipe::new).transpose().map_err(NodeError::io("watch", "stream"));
         Ok(Attachment {
             stdin: stream(attached.stdin)?,
             stdout: stream(attached.stdout)?,
@@ -217,13 +217,13 @@ impl Node {
     }
 }
 
-type Pipes = ([Option<Stream>; 3], ExecStdio);
+type Pipes = ([Option<Pipe>; 3], ExecStdio);
 
 fn pipes(stdin: bool) -> std::io::Result<Pipes> {
-    let input = if stdin { Some(Stream::to_process()?) } else { None };
+    let input = if stdin { Some(Pipe::to_process()?) } else { None };
     let (input, their_input) = input.unzip();
-    let (stdout, their_stdout) = Stream::from_process()?;
-    let (stderr, their_stderr) = Stream::from_process()?;
+    let (stdout, their_stdout) = Pipe::from_process()?;
+    let (stderr, their_stderr) = Pipe::from_process()?;
     let theirs = ExecStdio { stdin: their_input, stdout: Some(their_stdout), stderr: Some(their_stderr) };
     Ok(([input, Some(stdout), Some(stderr)], theirs))
 }

@@ -28,6 +28,7 @@ mod erase;
 mod error;
 mod etc;
 mod exec;
+mod forward;
 mod index;
 mod machine;
 mod network;
@@ -39,7 +40,6 @@ mod settings;
 pub mod spec;
 pub mod state;
 mod store;
-mod stream;
 mod usage;
 
 use std::collections::BTreeSet;
@@ -56,7 +56,6 @@ pub use self::pod::chain;
 pub use self::record::{ContainerRecord, SandboxRecord, Step, User};
 pub use self::settings::Settings;
 pub use self::store::StoreError;
-pub use self::stream::{CHUNK_BYTES, Stream};
 pub use self::usage::{ContainerUsage, ImageUsage};
 // Part of what node gives and takes, so that those above need not know the wire.
 pub use crate::wire::session::Streams;

@@ -71,7 +71,7 @@ async fn run(config: &Config, settings: Settings, exit_when_idle: bool) -> Resul
         // An error means that the sender is gone, which is an end too.
         async move { ended.wait_for(|&e| e).await.map(drop).unwrap_or(()) }
     };
-    let serving = cri::serve(Arc::clone(&node), bound.listener()?, until_told);
+    let serving = cri::serve(Arc::clone(&node), bound.listener()?, config.streams, until_told);
     let (pods, containers) = node.counts();
     info!(pid = std::process::id(), pods, containers, socket = %config.socket.display(), "daemon ready");
     notify::tell("READY=1");

@@ -31,5 +31,6 @@ mod restart;
 mod security;
 mod sick;
 mod speed;
+mod streaming;
 mod stress;
 mod wire;

@@ -18,6 +18,7 @@ mod node;
 mod pod;
 pub mod registry;
 mod residue;
+pub mod streams;
 mod token_server;
 
 pub use client::Cri;

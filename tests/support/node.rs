@@ -45,7 +45,7 @@ pub struct TestNode {
     daemon: Mutex<Option<Child>>,
     executor: Arc<tokio::runtime::Runtime>,
     cri: Mutex<Cri>,
-    before: Before,
+    before: Mutex<Before>,
     finished: bool,
 }
 
@@ -67,7 +67,7 @@ impl TestNode {
             .expect("start an executor for the client");
         let executor = Arc::new(executor);
         let cri = Mutex::new(Cri::new(&executor, &directory.path().join("aril.sock")));
-        let mut node = Self {
+        let node = Self {
             directory,
             serial,
             options,
@@ -75,13 +75,13 @@ impl TestNode {
             daemon: Mutex::new(None),
             executor,
             cri,
-            before: Before::default(),
+            before: Mutex::default(),
             finished: false,
         };
         node.prepare();
         node.restart();
         node.import("probe");
-        node.before = node.look();
+        node.take_stock();
         node
     }
 
@@ -277,7 +277,7 @@ impl TestNode {
         let mut left = Vec::new();
         // Shims end by themselves once they are told to, a moment after the answer.
         let clean = within(Duration::from_secs(5), || {
-            left = residue::difference(&self.before, &self.look());
+            left = residue::difference(&lock(&self.before), &self.look());
             left.is_empty().then_some(())
         });
         assert!(clean.is_some(), "left behind:\n{}", left.join("\n"));
@@ -303,6 +303,17 @@ impl TestNode {
         assert!(left.is_empty(), "left behind by the daemon:\n{}", left.join("\n"));
         self.tear_down();
         self.finished = true;
+    }
+
+    /// What there is now belongs to the node, and is not left by anything.
+    pub fn take_stock(&self) {
+        *lock(&self.before) = self.look();
+    }
+
+    /// How many descriptors and threads the daemon has.
+    pub fn daemon_size(&self) -> (usize, usize) {
+        let count = |what: &str| fs::read_dir(format!("/proc/{}/{what}", self.daemon_pid())).map_or(0, Iterator::count);
+        (count("fd"), count("task"))
     }
 
     fn look(&self) -> Before {

@@ -13,9 +13,9 @@ pub const CHUNK_BYTES: usize = 32 * 1024;
 
 /// A descriptor that tells when it is ready.
 #[derive(Debug)]
-pub struct Stream(AsyncFd<OwnedFd>);
+pub struct Pipe(AsyncFd<OwnedFd>);
 
-impl Stream {
+impl Pipe {
     /// Takes over a pipe's end or the master of a pty. Needs a tokio runtime.
     ///
     /// # Errors
@@ -54,15 +54,34 @@ impl Stream {
     /// # Errors
     /// As read(2). That a terminal's last user is gone is its end, not an error.
     pub async fn read(&self) -> io::Result<Vec<u8>> {
-        let read = self.0.async_io(Interest::READABLE, |fd| {
+        loop {
+            self.readable().await?;
             let mut chunk = vec![0; CHUNK_BYTES];
-            let n = nix::unistd::read(fd, &mut chunk)?;
-            chunk.truncate(n);
-            Ok(chunk)
-        });
-        match read.await {
-            Err(e) if e.raw_os_error() == Some(Errno::EIO as i32) => Ok(Vec::new()),
-            result => result,
+            if let Some(n) = self.try_read(&mut chunk)? {
+                chunk.truncate(n);
+                return Ok(chunk);
+            }
+        }
+    }
+
+    /// Waits until there may be something to read, or the end.
+    ///
+    /// # Errors
+    /// If the runtime is going down.
+    pub async fn readable(&self) -> io::Result<()> {
+        self.0.readable().await?.retain_ready();
+        Ok(())
+    }
+
+    /// Reads what is there into `room`; 0 at the end, `None` if there is nothing yet.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn try_read(&self, room: &mut [u8]) -> io::Result<Option<usize>> {
+        match self.0.try_io(Interest::READABLE, |fd| Ok(nix::unistd::read(fd, room)?)) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(e) if e.raw_os_error() == Some(Errno::EIO as i32) => Ok(Some(0)),
+            result => result.map(Some),
         }
     }
 
@@ -92,8 +111,8 @@ mod tests {
 
     #[tokio::test]
     async fn what_goes_in_comes_out_and_ends() {
-        let (ours, theirs) = Stream::from_process().unwrap();
-        let writer = Stream::new(theirs).unwrap();
+        let (ours, theirs) = Pipe::from_process().unwrap();
+        let writer = Pipe::new(theirs).unwrap();
         writer.write_all(b"hello").await.unwrap();
         drop(writer);
         assert_eq!(ours.read().await.unwrap(), b"hello");
@@ -102,8 +121,8 @@ mod tests {
 
     #[tokio::test]
     async fn more_than_a_pipe_holds_waits_for_the_reader() {
-        let (writer, theirs) = Stream::to_process().unwrap();
-        let reader = Stream::new(theirs).unwrap();
+        let (writer, theirs) = Pipe::to_process().unwrap();
+        let reader = Pipe::new(theirs).unwrap();
         let sent = vec![7u8; 300_000];
         let (written, read) = tokio::join!(
             async {

@@ -1,0 +1,259 @@
+//! Port-forward: connections into a pod's network.
+//!
+//! Over SPDY a client makes two streams for each connection, one for bytes and one for what went wrong, which carry the
+//! same number and port. Over channels the ports are known from the start, and each is one connection.
+
+use std::collections::HashMap;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{sleep_until, timeout};
+use tracing::debug;
+
+use super::link::{Link, Opened, Piece};
+use super::outlet::{Outlet, Parcel};
+use super::spdy::{Headers, status, value};
+use super::{Backend, limits, websocket};
+
+/// How long a connection may be in the making.
+const CONNECT: std::time::Duration = std::time::Duration::from_secs(30);
+
+/// A stream whose counterpart is not there yet.
+#[derive(Debug)]
+struct Half {
+    stream: Opened,
+    is_data: bool,
+    port: u16,
+    since: Instant,
+}
+
+/// Serves one client until it goes away.
+pub(super) async fn serve<B: Backend>(
+    backend: Arc<B>,
+    sandbox: String,
+    ports: Option<Vec<u16>>,
+    mut link: Link,
+    newcomers: mpsc::Receiver<Opened>,
+    outlet: Arc<Outlet>,
+) {
+    let channels = ports.map(|ports| channels(&mut link, &ports));
+    let forwarding = async {
+        // Whatever is under way ends with this.
+        let mut tasks = JoinSet::new();
+        match channels {
+            None => pairs(&backend, &sandbox, newcomers, &outlet, &mut tasks).await,
+            Some(channels) => {
+                for (port, data, error) in channels {
+                    // The first bytes of each channel say which port it is.
+                    for id in [data.id, error.id] {
+                        if outlet.all(id, Parcel::of(&port.to_le_bytes())).await.is_err() {
+                            return;
+                        }
+                    }
+                    tasks.spawn(connection(Arc::clone(&backend), sandbox.clone(), port, data, error, outlet.clone()));
+                }
+                while tasks.join_next().await.is_some() {}
+            }
+        }
+    };
+    let mut reading = pin!(link.run());
+    tokio::select! {
+        gone = &mut reading => return if let Err(e) = gone {
+            debug!(error = %e, "a connection for ports broke");
+        },
+        () = outlet.idle(limits::IDLE) => return debug!("a connection for ports was silent too long"),
+        () = forwarding => {}
+    }
+    outlet.close(websocket::NORMAL).await;
+    if timeout(limits::LINGER, reading).await.is_err() {
+        outlet.shut_down().await;
+    }
+}
+
+fn channels(link: &mut Link, ports: &[u16]) -> Vec<(u16, Opened, Opened)> {
+    let numbered = (0..).step_by(2).zip(ports);
+    numbered.map(|(id, &port)| (port, link.channel(id), link.channel(id + 1))).collect()
+}
+
+/// Brings streams together and connects them; ends with the newcomers.
+async fn pairs<B: Backend>(
+    backend: &Arc<B>,
+    sandbox: &str,
+    mut newcomers: mpsc::Receiver<Opened>,
+    outlet: &Arc<Outlet>,
+    tasks: &mut JoinSet<()>,
+) {
+    let mut halves: HashMap<String, Half> = HashMap::new();
+    loop {
+        let oldest = halves.values().map(|half| half.since).min().unwrap_or_else(Instant::now);
+        let stream = tokio::select! {
+            stream = newcomers.recv() => stream,
+            Some(_) = tasks.join_next() => continue,
+            () = sleep_until((oldest + limits::STREAMS_MADE).into()), if !halves.is_empty() => {
+                for half in halves.extract_if(|_, half| half.since.elapsed() >= limits::STREAMS_MADE) {
+                    outlet.reset(half.1.stream.id, status::CANCEL).await;
+                }
+                continue;
+            }
+        };
+        let Some(stream) = stream else { return };
+        let id = stream.id;
+        let Some((is_data, port, request)) = purpose(id, &stream.headers) else {
+            outlet.reset(id, status::PROTOCOL_ERROR).await;
+            continue;
+        };
+        match halves.remove(&request) {
+            None => {
+                halves.insert(request, Half { stream, is_data, port, since: Instant::now() });
+                outlet.accept(id).await;
+            }
+            Some(other) if other.is_data != is_data && other.port == port => {
+                outlet.accept(id).await;
+                let (data, error) = if is_data { (stream, other.stream) } else { (other.stream, stream) };
+                let (backend, outlet) = (Arc::clone(backend), Arc::clone(outlet));
+                tasks.spawn(connection(backend, sandbox.to_owned(), port, data, error, outlet));
+            }
+            Some(other) => {
+                outlet.reset(id, status::PROTOCOL_ERROR).await;
+                halves.insert(request, other);
+            }
+        }
+    }
+}
+
+/// Whether a stream is for data, of which port, of which request.
+fn purpose(id: u32, headers: &Headers) -> Option<(bool, u16, String)> {
+    let is_data = match value(headers, "streamtype")? {
+        "data" => true,
+        "error" => false,
+        _ => return None,
+    };
+    let port = value(headers, "port")?.parse().ok().filter(|port| *port != 0)?;
+    let request = match value(headers, "requestid") {
+        Some(request) if request.len() <= 64 => request.to_owned(),
+        Some(_) => return None,
+        // Old clients give none, but make the stream for data right after the one for errors.
+        None => format!("stream {}", if is_data { id.saturating_sub(2) } else { id }),
+    };
+    Some((is_data, port, request))
+}
+
+/// One connection, from its making to the end of both directions.
+async fn connection<B: Backend>(
+    backend: Arc<B>,
+    sandbox: String,
+    port: u16,
+    data: Opened,
+    error: Opened,
+    outlet: Arc<Outlet>,
+) {
+    let Opened { id, input, reset, .. } = data;
+    let made = timeout(CONNECT, backend.connect(&sandbox, port)).await;
+    let made = made.unwrap_or_else(|_| Err(format!("port {port} did not answer within {}s", CONNECT.as_secs())));
+    match made {
+        Ok(connection) => {
+            let copied = both_ways(connection, input, id, &outlet);
+            // A stream that is merely closed is no reason to stop.
+            let reset = async {
+                if reset.await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            };
+            tokio::select! {
+                () = copied => {}
+                () = reset => {}
+            }
+        }
+        Err(reason) => {
+            // The reader notices if the client is gone.
+            outlet.all(error.id, Parcel::of(reason.as_bytes())).await.ok();
+            outlet.end(id).await;
+        }
+    }
+    outlet.end(error.id).await;
+}
+
+/// Each direction ends by itself, and the other goes on.
+async fn both_ways(connection: TcpStream, input: mpsc::Receiver<Piece>, id: u32, outlet: &Outlet) {
+    // It only makes small packets wait; without that it is slower, not wrong.
+    connection.set_nodelay(true).ok();
+    let (reader, writer) = connection.into_split();
+    let back = async {
+        back(reader, id, outlet).await;
+        outlet.end(id).await;
+    };
+    if outlet.has_ends() {
+        tokio::join!(there(input, writer), back);
+    } else {
+        // A client that cannot say that it has no more to send is over with the pod.
+        let there = async {
+            there(input, writer).await;
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = back => {}
+            () = there => {}
+        }
+    }
+}
+
+/// Takes what the client sends to the pod, and its end.
+async fn there(mut input: mpsc::Receiver<Piece>, mut writer: OwnedWriteHalf) {
+    while let Some(piece) = input.recv().await {
+        if writer.write_all(&piece.bytes).await.is_err() {
+            break;
+        }
+    }
+    // One that is gone is closed.
+    writer.shutdown().await.ok();
+}
+
+/// Takes what the pod sends to the client, until its end.
+async fn back(reader: OwnedReadHalf, id: u32, outlet: &Outlet) {
+    while reader.readable().await.is_ok() {
+        // Only while there is something to read is there memory for it.
+        let mut parcel = Parcel::new();
+        loop {
+            match reader.try_read(parcel.room()) {
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => break,
+                Ok(0) | Err(_) => return,
+                Ok(length) => {
+                    if outlet.data(id, &mut parcel, length).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_are_brought_together_by_number() {
+        let purpose = |id: u32, headers: &[(&str, &str)]| {
+            let headers = headers.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+            purpose(id, &headers)
+        };
+        let data = purpose(3, &[("streamtype", "data"), ("port", "80"), ("requestid", "7")]);
+        assert_eq!(data, Some((true, 80, "7".to_owned())));
+        let (error, data) = (
+            purpose(1, &[("streamtype", "error"), ("port", "80")]).unwrap(),
+            purpose(3, &[("streamtype", "data"), ("port", "80")]).unwrap(),
+        );
+        assert_eq!(error.2, data.2);
+        for wrong in ["0", "65536", "-1", "http", ""] {
+            assert_eq!(purpose(1, &[("streamtype", "data"), ("port", wrong)]), None, "{wrong}");
+        }
+        assert_eq!(purpose(1, &[("streamtype", "stdin"), ("port", "80")]), None);
+        assert_eq!(purpose(1, &[("port", "80")]), None);
+    }
+}
