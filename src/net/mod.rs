@@ -13,6 +13,7 @@
 //! Follows CNI 1.1 in its words: a network is *added* to a pod and *deleted* from it.
 
 pub mod bridge;
+pub mod cni;
 pub mod dial;
 mod error;
 mod keep;
