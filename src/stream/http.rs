@@ -57,7 +57,7 @@ pub(super) async fn receive<B: Backend>(desk: &Desk<B>, connection: TcpStream) -
         std::future::ready(Ok::<_, Infallible>(response))
     });
     let mut server = http1::Builder::new();
-    server.timer(TokioTimer::new()).header_read_timeout(limits::HANDSHAKE).keep_alive(false);
+    server.timer(TokioTimer::new()).header_read_timeout(limits::HANDSHAKE);
     server.max_buf_size(limits::HEAD_BYTES).max_headers(64);
     let served = server.serve_connection(TokioIo::new(connection), answer).with_upgrades();
     match timeout(limits::HANDSHAKE, served).await {

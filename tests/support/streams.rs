@@ -50,6 +50,12 @@ pub fn request(url: &Url, method: &str, headers: &[(&str, &str)]) -> (u16, Strin
     };
     let rest = got.split_off(end);
     let head = String::from_utf8(got).expect("a head of text");
+    if head.starts_with("HTTP/1.1 101 ") {
+        // Clients look at the first line of that name alone.
+        let connection =
+            head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("connection: ").map(str::to_owned));
+        assert_eq!(connection.as_deref(), Some("upgrade"), "{head}");
+    }
     let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
     (status, head.to_ascii_lowercase(), connection, rest)
 }
