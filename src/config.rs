@@ -477,6 +477,7 @@ mod tests {
             cni_plugin_dirs = ["/h", "/i"]
             cni_template = "/j"
             cni_ports_elsewhere = true
+            cni_timeout_seconds = 7
             bridge = "br-pods"
             subnets = ["10.1.0.0/16", "fd00:1::/64"]
             mtu = 1400
@@ -501,6 +502,7 @@ mod tests {
                 cni_plugin_dirs: vec!["/h".into(), "/i".into()],
                 cni_template: Some("/j".into()),
                 cni_ports_elsewhere: true,
+                cni_timeout: Some(Duration::from_secs(7)),
                 bridge: "br-pods".into(),
                 subnets: vec![("10.1.0.0".parse().unwrap(), 16), ("fd00:1::".parse().unwrap(), 64)],
                 mtu: 1400,

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use toml::de::DeValue;
 
@@ -22,6 +23,8 @@ pub struct Network {
     pub cni_template: Option<PathBuf>,
     /// Host ports are served by the CNI network without a plugin that says so.
     pub cni_ports_elsewhere: bool,
+    /// How long a CNI plugin may take; `None`: what is usual for its command.
+    pub cni_timeout: Option<Duration>,
     /// The bridge's name.
     pub bridge: String,
     /// The ranges of pods, at most one a family; empty: the bridge's default.
@@ -43,6 +46,7 @@ impl Default for Network {
             cni_plugin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
             cni_template: None,
             cni_ports_elsewhere: false,
+            cni_timeout: None,
             bridge: "aril0".to_owned(),
             subnets: Vec::new(),
             mtu: 0,
@@ -88,6 +92,11 @@ pub(super) const KEYS: &[Key] = &[
         name: "network.cni_ports_elsewhere",
         wants: YES_OR_NO,
         take: |raw, v| v.as_bool().map(|b| raw.network.cni_ports_elsewhere = b),
+    },
+    Key {
+        name: "network.cni_timeout_seconds",
+        wants: "a whole number from 1 to 240",
+        take: |raw, v| number(v, 1..=240).map(|n| raw.network.cni_timeout = Some(Duration::from_secs(n))),
     },
     Key {
         name: "network.bridge",

@@ -124,7 +124,11 @@ pub trait Driver: std::fmt::Debug + Send + Sync {
     }
 }
 
-/// The drivers of this build, ready to be asked.
-fn drivers(_settings: &Settings) -> Vec<Arc<dyn Driver>> {
-    Vec::new()
+/// A driver that could be opened, or its name and why it could not.
+type Opened = Result<Arc<dyn Driver>, (&'static str, NetError)>;
+
+/// The drivers of this build.
+fn drivers(settings: &Settings) -> Vec<Opened> {
+    let bridge = bridge::Bridge::open(settings.of_bridge());
+    vec![bridge.map(|driver| Arc::new(driver) as Arc<dyn Driver>).map_err(|e| ("bridge", e))]
 }

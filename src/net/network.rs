@@ -73,6 +73,8 @@ pub(super) struct Slot {
 pub struct Network {
     settings: Settings,
     pub(super) slots: Vec<Arc<Slot>>,
+    /// Drivers that could not be opened, and why.
+    broken: Vec<(&'static str, String)>,
     pins: Pins,
     pub(super) leftovers: Leftovers,
     /// By whom each sandbox was connected, from before it is until it is no more.
@@ -105,13 +107,26 @@ impl Network {
     /// Reads the books of an earlier daemon and gets the drivers ready. Makes nothing outside of `settings.root`.
     #[must_use]
     pub fn open(settings: Settings) -> Arc<Self> {
-        let drivers = super::drivers(&settings);
-        Self::with_drivers(settings, drivers)
+        let (mut drivers, mut broken) = (Vec::new(), Vec::new());
+        for opened in super::drivers(&settings) {
+            match opened {
+                Ok(driver) => drivers.push(driver),
+                Err((name, e)) => {
+                    warn!(driver = name, error = %e, "network driver not usable");
+                    broken.push((name, e.to_string()));
+                }
+            }
+        }
+        Self::with(settings, drivers, broken)
     }
 
     /// With these drivers, told apart by their names.
     #[must_use]
     pub fn with_drivers(settings: Settings, drivers: Vec<Arc<dyn Driver>>) -> Arc<Self> {
+        Self::with(settings, drivers, Vec::new())
+    }
+
+    fn with(settings: Settings, drivers: Vec<Arc<dyn Driver>>, broken: Vec<(&'static str, String)>) -> Arc<Self> {
         let (pins, leftovers) = (settings.root.join("pins"), settings.root.join("leftovers"));
         for dir in [&pins, &leftovers] {
             // What cannot be written down later says so.
@@ -120,6 +135,7 @@ impl Network {
         let slots = drivers.into_iter().map(|driver| Arc::new(Slot { driver, gate: RwLock::new(()) })).collect();
         let network = Self {
             slots,
+            broken,
             pins: Pins::new(settings.netns_dir.clone(), pins),
             leftovers: Leftovers::open(leftovers),
             attached: Mutex::default(),
@@ -232,7 +248,9 @@ impl Network {
     fn chosen(&self) -> Result<Result<&Arc<Slot>, String>, NetError> {
         let slot = |name: &str| {
             let found = self.slots.iter().find(|slot| slot.driver.name() == name);
-            found.ok_or_else(|| NetError::NotReady { reason: format!("this aril has no network driver {name}") })
+            let reason = self.broken.iter().find(|(broken, _)| *broken == name).map(|(_, reason)| reason.clone());
+            let none = || format!("this aril has no network driver {name}");
+            found.ok_or_else(|| NetError::NotReady { reason: reason.unwrap_or_else(none) })
         };
         match self.settings.driver {
             Choice::None => Ok(Err("pods have loopback alone, as the configuration says (network.driver)".to_owned())),

@@ -2,6 +2,9 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
+
+use super::bridge;
 
 /// Which driver connects pods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
@@ -37,8 +40,10 @@ impl Choice {
 pub struct Settings {
     /// Which driver; decided anew for each pod.
     pub driver: Choice,
-    /// Where its books are (`<root>/network`). Absolute.
+    /// Where books are that outlive a reboot (`<root>/network`). Absolute.
     pub root: PathBuf,
+    /// Where those are that a reboot ends (`<state>/network`). Absolute.
+    pub state: PathBuf,
     /// Where namespaces are pinned for drivers that want a path; `ip netns` shows what is there. Absolute.
     pub netns_dir: PathBuf,
     /// Where CNI configurations are. Absolute.
@@ -49,6 +54,8 @@ pub struct Settings {
     pub cni_template: Option<PathBuf>,
     /// Host ports are served by the CNI network without a plugin that says so.
     pub cni_ports_elsewhere: bool,
+    /// How long a CNI plugin may take; `None`: what is usual for its command.
+    pub cni_timeout: Option<Duration>,
     /// The bridge's name.
     pub bridge: String,
     /// The ranges of pods on the bridge, at most one a family; empty: its default.
@@ -64,20 +71,34 @@ pub struct Settings {
 impl Settings {
     /// The usual places, and the driver chosen by what is there.
     #[must_use]
-    pub fn new(root: PathBuf) -> Self {
+    pub fn new(root: PathBuf, state: PathBuf) -> Self {
         Self {
             driver: Choice::default(),
             root,
+            state,
             netns_dir: PathBuf::from("/run/netns"),
             cni_config_dir: PathBuf::from("/etc/cni/net.d"),
             cni_plugin_dirs: vec![PathBuf::from("/opt/cni/bin"), PathBuf::from("/usr/lib/cni")],
             cni_template: None,
             cni_ports_elsewhere: false,
+            cni_timeout: None,
             bridge: "aril0".to_owned(),
             subnets: Vec::new(),
             mtu: 0,
             isolate: false,
             masquerade: true,
+        }
+    }
+
+    pub(super) fn of_bridge(&self) -> bridge::Settings {
+        let usual = bridge::Settings::new(self.state.join("bridge"));
+        bridge::Settings {
+            name: self.bridge.clone(),
+            subnets: if self.subnets.is_empty() { usual.subnets } else { self.subnets.clone() },
+            mtu: (self.mtu != 0).then_some(self.mtu),
+            isolated: self.isolate,
+            masquerade: self.masquerade,
+            state_dir: usual.state_dir,
         }
     }
 

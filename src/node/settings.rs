@@ -39,7 +39,7 @@ impl Settings {
     #[must_use]
     pub fn new(root: PathBuf, state: PathBuf, shim: PathBuf) -> Self {
         Self {
-            network: net::Settings::new(root.join("network")),
+            network: net::Settings::new(root.join("network"), state.join("network")),
             root,
             state,
             shim,

@@ -126,11 +126,13 @@ fn network(config: &Config) -> net::Settings {
         // The configuration knows no other names.
         driver: net::Choice::parse(&wanted.driver).unwrap_or_default(),
         root: config.root.join("network"),
+        state: config.state.join("network"),
         netns_dir: wanted.netns_dir,
         cni_config_dir: wanted.cni_config_dir,
         cni_plugin_dirs: wanted.cni_plugin_dirs,
         cni_template: wanted.cni_template,
         cni_ports_elsewhere: wanted.cni_ports_elsewhere,
+        cni_timeout: wanted.cni_timeout,
         bridge: wanted.bridge,
         subnets: wanted.subnets,
         mtu: wanted.mtu,

@@ -23,6 +23,7 @@ mod lifecycle;
 mod logs;
 mod mounts;
 mod namespaces;
+mod network;
 mod power;
 mod process;
 mod pulls;

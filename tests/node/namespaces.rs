@@ -127,7 +127,10 @@ fn the_nodes_network_is_the_daemons() {
     let node = TestNode::start();
     let container = node.pod("host-net").host_network().run().sleeper();
     assert_eq!(of(&container, "net"), namespace(node.daemon_pid(), "net"));
-    assert_eq!(node.run_pod("own").sleeper().sh("cat /sys/class/net/lo/operstate; ls /sys/class/net"), "unknown\nlo");
+    assert_eq!(
+        node.run_pod("own").sleeper().sh("cat /sys/class/net/lo/operstate; ls /sys/class/net"),
+        "unknown\neth0\nlo"
+    );
     node.finish();
 }
 
@@ -205,18 +208,18 @@ fn sysctls_are_set_in_the_pod_alone() {
         let output = node.inside("cat").arg(format!("/proc/sys/{name}")).output().unwrap();
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     };
-    let names = ["kernel/shm_rmid_forced", "net/ipv4/ip_forward", "kernel/msgmax"];
+    let names = ["kernel/shm_rmid_forced", "net/ipv4/ip_no_pmtu_disc", "kernel/msgmax"];
     let before: Vec<String> = names.iter().map(|n| of_node(n)).collect();
     let pod = node
         .pod("sysctl")
         .sysctl("kernel.shm_rmid_forced", "1")
-        .sysctl("net.ipv4.ip_forward", "1")
+        .sysctl("net.ipv4.ip_no_pmtu_disc", "1")
         .sysctl("net/ipv4/ping_group_range", "0 1000")
         .sysctl("kernel.msgmax", "4096")
         .run();
     let container = pod.sleeper();
     assert_eq!(
-        container.sh("cat /proc/sys/kernel/shm_rmid_forced /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/msgmax"),
+        container.sh("cat /proc/sys/kernel/shm_rmid_forced /proc/sys/net/ipv4/ip_no_pmtu_disc /proc/sys/kernel/msgmax"),
         "1\n1\n4096"
     );
     assert_eq!(container.sh("cat /proc/sys/net/ipv4/ping_group_range"), "0\t1000");

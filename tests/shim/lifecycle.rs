@@ -15,6 +15,25 @@ fn kind<T: std::fmt::Debug>(result: Result<T, WireError>) -> Kind {
 }
 
 #[tokio::test]
+async fn a_network_namespace_that_is_given_is_the_pods() {
+    let given = std::thread::spawn(|| aril::net::namespace::create().unwrap()).join().unwrap();
+    let inode = |fd: &std::os::fd::OwnedFd| nix::sys::stat::fstat(fd).unwrap().st_ino;
+    let wanted = inode(&given);
+    let mut pod = TestPod::start_in(Some(given)).await;
+    assert_eq!(inode(&pod.shim.network_namespace().await.unwrap()), wanted);
+    let container = pod.run("readlink /proc/self/ns/net").await;
+    pod.exit(&container).await;
+    assert_eq!(pod.output(&container), [format!("net:[{wanted}]")]);
+    pod.finish().await;
+
+    let pod = TestPod::start().await;
+    let own = inode(&pod.shim.network_namespace().await.unwrap());
+    assert_ne!(own, inode(&std::fs::File::open("/proc/self/ns/net").unwrap().into()));
+    assert_ne!(own, wanted);
+    pod.finish().await;
+}
+
+#[tokio::test]
 async fn a_container_is_built_runs_and_ends() {
     let mut pod = TestPod::start().await;
     let (id, plan) = pod.container(&["/bin/sh", "-c", "echo $MARK $(cat /proc/sys/kernel/hostname); exit 7"]);

@@ -46,24 +46,29 @@ pub struct TestPod {
 
 impl TestPod {
     pub async fn start() -> Self {
-        Self::start_with(plan::Sandbox {
+        Self::start_in(None).await
+    }
+
+    /// In a network namespace that is given.
+    pub async fn start_in(network: Option<OwnedFd>) -> Self {
+        let sandbox = plan::Sandbox {
             hostname: "test-pod".into(),
             new_net: true,
             new_ipc: true,
             new_uts: true,
             shm_size_bytes: 1 << 20,
             ..plan::Sandbox::default()
-        })
-        .await
+        };
+        Self::start_with(sandbox, network).await
     }
 
     /// With a PID namespace shared by its containers.
     pub async fn start_shared() -> Self {
         let shared = plan::Sandbox { shared_pid: true, new_ipc: true, ..plan::Sandbox::default() };
-        Self::start_with(shared).await
+        Self::start_with(shared, None).await
     }
 
-    async fn start_with(mut sandbox: plan::Sandbox) -> Self {
+    async fn start_with(mut sandbox: plan::Sandbox, network: Option<OwnedFd>) -> Self {
         let dir = tempfile::Builder::new().prefix("aril-shim-test-").tempdir().unwrap();
         make_rootfs(&dir.path().join("rootfs"));
         fs::create_dir(dir.path().join("run")).unwrap();
@@ -83,7 +88,7 @@ impl TestPod {
             log_directory: dir.path().join("logs").to_str().unwrap().into(),
             ..pb::SetupSandbox::default()
         };
-        shim.setup_sandbox(setup, None).await.unwrap();
+        shim.setup_sandbox(setup, network).await.unwrap();
         Self { shim, events, cgroup, killed: false, exits: HashMap::new(), dir: Some(dir) }
     }
 

@@ -14,6 +14,7 @@ mod docker_registry;
 mod images;
 mod kernel;
 mod logs;
+pub mod network;
 mod node;
 mod pod;
 pub mod registry;

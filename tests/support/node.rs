@@ -24,7 +24,7 @@ static SERIAL: AtomicU32 = AtomicU32::new(0);
 /// What a node may be given beside the defaults.
 #[derive(Default)]
 pub struct Options {
-    /// More lines of the configuration file.
+    /// More lines of the configuration file; `{node}` in them is the node's directory.
     pub config: String,
     /// Size of a filesystem of its own for the root directory, as tmpfs has it; empty: none.
     pub root_size: &'static str,
@@ -105,7 +105,7 @@ impl TestNode {
             self.path("certs.d").display(),
             self.path("netns").display(),
             self.path("net.d").display(),
-            self.options.config
+            self.options.config.replace("{node}", &self.directory.path().display().to_string())
         );
         fs::write(self.path("config.toml"), config).expect("write the configuration");
     }

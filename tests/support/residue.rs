@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
-use std::process::Child;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -17,6 +17,7 @@ pub struct Before {
     mounts: BTreeSet<String>,
     cgroups: BTreeSet<String>,
     files: BTreeSet<String>,
+    network: BTreeSet<String>,
     /// Descriptors of the daemon by what they are.
     descriptors: BTreeMap<String, usize>,
 }
@@ -33,6 +34,7 @@ impl Before {
             mounts: mounts(holder, directory),
             cgroups: cgroups(cgroup_parent),
             files: files(directory),
+            network: network(holder),
             descriptors: descriptors(daemon),
         }
     }
@@ -46,6 +48,7 @@ pub fn difference(before: &Before, now: &Before) -> Vec<String> {
         ("mount", &before.mounts, &now.mounts),
         ("cgroup", &before.cgroups, &now.cgroups),
         ("file", &before.files, &now.files),
+        ("network", &before.network, &now.network),
     ] {
         lines.extend(new.difference(old).map(|thing| format!("{kind}: {thing}")));
     }
@@ -108,6 +111,16 @@ fn cgroups(parent: &str) -> BTreeSet<String> {
     found
 }
 
+/// What the network's drivers keep while there is no pod.
+const BOOKS: &[&str] = &[
+    "state/network",
+    "state/network/bridge",
+    "state/network/bridge/leases",
+    "state/network/bridge/ports",
+    "state/network/bridge/ranges.json",
+    "root/network/pod-cidr",
+];
+
 /// The daemon's own files, but for what images consist of.
 fn files(directory: &Path) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
@@ -120,6 +133,13 @@ fn files(directory: &Path) -> BTreeSet<String> {
             if ["root/layers", "root/images", "root/damaged", "state/serve.log"].contains(&name.as_str()) {
                 continue;
             }
+            // Books of all pods: what is in them must go, they stay.
+            if BOOKS.contains(&name.as_str()) {
+                if entry.file_type().is_ok_and(|t| t.is_dir()) {
+                    open.push(path);
+                }
+                continue;
+            }
             if entry.file_type().is_ok_and(|t| t.is_dir()) {
                 open.push(path);
             }
@@ -127,6 +147,27 @@ fn files(directory: &Path) -> BTreeSet<String> {
         }
     }
     found
+}
+
+/// Interfaces of the node's network but for the bridge itself, and whatever in the packet filter is some pod's: elements
+/// of sets and maps, rules that name an address, chains of CNI plugins.
+fn network(holder: i32) -> BTreeSet<String> {
+    let run = |program: &str, arguments: &[&str]| {
+        let output = Command::new("nsenter")
+            .args(["--target", &holder.to_string(), "--net", "--", program])
+            .args(arguments)
+            .output()
+            .expect("run nsenter");
+        assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let links = run("ip", &["-o", "link"]);
+    let name = |line: &str| line.split(": ").nth(1).map(|name| name.split('@').next().unwrap_or(name).to_owned());
+    let links = links.lines().filter_map(name).filter(|name| !["lo", "aril0"].contains(&name.as_str()));
+    let rules = run("nft", &["list", "ruleset"]);
+    let is_pods = |line: &&str| line.contains("elements") || line.contains("comment") || line.contains("CNI-");
+    let rules = rules.lines().map(str::trim).filter(is_pods).map(|line| format!("nftables: {line}"));
+    links.map(|name| format!("interface {name}")).chain(rules).collect()
 }
 
 fn descriptors(pid: i32) -> BTreeMap<String, usize> {

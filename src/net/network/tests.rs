@@ -133,7 +133,7 @@ fn place(driver: Choice) -> Place {
         driver,
         netns_dir: dir.path().join("netns"),
         cni_config_dir: dir.path().join("net.d"),
-        ..Settings::new(dir.path().join("network"))
+        ..Settings::new(dir.path().join("network"), dir.path().join("state"))
     };
     Place { dir, settings }
 }
