@@ -3,15 +3,19 @@
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 
+use super::books::Books;
 use super::books::Pod;
 use super::link::{self, Mac, Pair};
 use super::netlink::{Batch, Refusal, Socket};
+use super::nftables::{Element, elements};
 use super::pod;
+use super::ports;
 use super::range::{Range, parse_list};
-use super::{Bridge, Made, NAME, NETWORK, lock};
+use super::{Bridge, Made, NAME, NETWORK, in_table, lock};
 use crate::id::SandboxId;
 use crate::net::{
-    Address, Attachment, Dns, Driver, INTERFACE, Leftover, Live, Namespace, NetError, Request, Route, namespace,
+    Address, Attachment, Dns, Driver, INTERFACE, Leftover, Live, Namespace, NetError, Protocol, Request, Route,
+    namespace,
 };
 
 impl Driver for Bridge {
@@ -44,6 +48,11 @@ impl Driver for Bridge {
             let reason = format!("{ip} is not an address for pods of {ranges}");
             return Err(NetError::Invalid { field: "ips".into(), reason });
         }
+        let has_family = |ip: IpAddr| books.current().iter().any(|range| range.is_v4() == ip.is_ipv4());
+        if let Some(ip) = request.ports.iter().filter_map(|port| port.host_ip).find(|ip| !has_family(*ip)) {
+            let reason = format!("host address {ip} is of a family that pods have no address of");
+            return Err(NetError::Invalid { field: "port_mappings".into(), reason });
+        }
         unsupported(request)
     }
 
@@ -51,6 +60,7 @@ impl Driver for Bridge {
         self.validate(request)?;
         let made = self.ready()?;
         let id = &request.id;
+        let warnings = self.try_ports(request)?;
         let pod = self.enter(request)?;
         let first = pod.addresses.first().map_or(IpAddr::from([0; 4]), |(ip, _)| *ip);
         let mac = mac(&request.mac)?.unwrap_or_else(|| link::mac_of(first));
@@ -64,7 +74,9 @@ impl Driver for Bridge {
             pod::configure(&mut socket?, &pod.addresses)
         });
         configured.map_err(pod::entering)?.map_err(|refusal| refusal.about(format!("of sandbox {id}")))?;
-        Ok(attachment(&pod, made.mtu, mac))
+        // Last: nobody is sent to a pod that is not there yet.
+        self.open_ports(&pod)?;
+        Ok(Attachment { warnings, ..attachment(&pod, made.mtu, mac) })
     }
 
     fn check(&self, id: &SandboxId, namespace: Namespace<'_>) -> Result<(), NetError> {
@@ -89,7 +101,13 @@ impl Driver for Bridge {
     }
 
     fn teardown(&self, id: &SandboxId, _: Option<Namespace<'_>>) -> Vec<Leftover> {
-        lock(&self.books).release(id)
+        let mut books = lock(&self.books);
+        let Some(pod) = books.pods().get(id).cloned() else { return Vec::new() };
+        let mut left = self.close_ports(id, &pod, &books);
+        if left.is_empty() {
+            left = books.release(id);
+        }
+        left
     }
 
     fn known(&self) -> Result<Vec<SandboxId>, NetError> {
@@ -140,9 +158,63 @@ impl Driver for Bridge {
 }
 
 impl Bridge {
+    /// Whether the host ports are free; warnings.
+    fn try_ports(&self, request: &Request) -> Result<Vec<String>, NetError> {
+        if request.ports.is_empty() {
+            return Ok(Vec::new());
+        }
+        // First those of pods: they do not listen on the host.
+        lock(&self.books).check_ports(&request.id, &request.ports)?;
+        let all = || request.ports.iter().filter_map(|port| ports::try_bind(port).transpose()).collect();
+        let failed =
+            |source| NetError::Kernel { step: "enter network namespace", object: "of the host".into(), source };
+        namespace::inside(self.host.as_fd(), all).map_err(failed)?
+    }
+
+    fn open_ports(&self, pod: &Pod) -> Result<(), NetError> {
+        let wanted = elements(pod);
+        if wanted.is_empty() || lock(&self.table).add(&wanted).is_ok() {
+            return Ok(());
+        }
+        // Somebody took the table away, or changed it.
+        let books = lock(&self.books);
+        lock(&self.table).rebuild(&self.layout(&books), &super::elements(&books)).map_err(in_table)
+    }
+
+    /// Takes a pod's host ports out of the table; what could not be taken.
+    fn close_ports(&self, id: &SandboxId, pod: &Pod, books: &Books) -> Vec<Leftover> {
+        let gone = elements(pod);
+        if gone.is_empty() {
+            return Vec::new();
+        }
+        let mut table = lock(&self.table);
+        if table.remove(&gone).is_err() {
+            // One of them was not there: all others have to go too, so the table is made as it is without this pod.
+            let others = books.pods().iter().filter(|(other, _)| *other != id);
+            let others: Vec<Element> = others.flat_map(|(_, pod)| elements(pod)).collect();
+            let rebuilt = table
+                .exists()
+                .and_then(|exists| if exists { table.rebuild(&self.layout(books), &others) } else { Ok(()) });
+            if let Err(e) = rebuilt {
+                return vec![Leftover { what: format!("host ports of sandbox {id}"), reason: e.to_string() }];
+            }
+        }
+        if pod.ports.iter().any(|port| port.protocol == Protocol::Udp) {
+            for (ip, _) in &pod.addresses {
+                if let Err(e) = ports::forget_udp(table.socket(), *ip) {
+                    tracing::debug!(sandbox = %id, error = %e, "could not forget UDP conversations");
+                }
+            }
+        }
+        Vec::new()
+    }
+
     /// Leases and claims for a request, on disk. What an earlier try left is given back first.
-    fn enter(&self, request: &Request) -> Result<Pod, NetError> {
+    pub(super) fn enter(&self, request: &Request) -> Result<Pod, NetError> {
         let mut books = lock(&self.books);
+        if let Some(pod) = books.pods().get(&request.id).cloned() {
+            self.close_ports(&request.id, &pod, &books);
+        }
         if let Some(left) = books.release(&request.id).into_iter().next() {
             return Err(NetError::Taken { what: left.what, owner: format!("an earlier try: {}", left.reason) });
         }
@@ -154,9 +226,8 @@ impl Bridge {
     fn connect(&self, id: &SandboxId, namespace: Namespace<'_>, made: Made, mac: Mac) -> Result<(), NetError> {
         let make = |made: Made| {
             let mut batch = Batch::default();
-            let Made { index: bridge, mtu } = made;
-            let isolated = self.settings.isolated;
-            let pair = Pair { namespace: namespace.fd.as_fd(), interface: INTERFACE, mac, mtu, bridge, isolated };
+            let Made { index: bridge, mtu, port } = made;
+            let pair = Pair { namespace: namespace.fd.as_fd(), interface: INTERFACE, mac, mtu, bridge, port };
             link::add_pair(&mut batch, id, &pair);
             lock(&self.route).all(batch, &[])
         };
@@ -182,7 +253,7 @@ impl Bridge {
         *made = None;
         let fresh = self.ensure()?;
         *made = Some(fresh);
-        let left = self.put_ends_right(fresh.index, &lock(&self.books));
+        let left = self.put_ends_right(fresh, &lock(&self.books));
         match left.into_iter().next() {
             Some(first) => Err(NetError::NotReady { reason: format!("{}: {}", first.what, first.reason) }),
             None => Ok(()),
@@ -235,9 +306,6 @@ fn unsupported(request: &Request) -> Result<(), NetError> {
     }
     if request.bandwidth.egress.is_some() {
         return no("annotations[kubernetes.io/egress-bandwidth]", why);
-    }
-    if !request.ports.is_empty() {
-        return no("port_mappings", "the built-in bridge has no host ports yet; use a CNI configuration with portmap");
     }
     Ok(())
 }

@@ -28,6 +28,13 @@ fn set(name: &str, value: &str) -> Result<bool, NetError> {
     fs::write(path(name), value).map_err(failed).map(|()| true)
 }
 
+/// Whether packets that only cross a bridge meet the rules for routed ones (br_netfilter). What is sent back to where
+/// it came from is then sent by the bridge itself, whose ports must allow that.
+pub fn filters_bridges() -> bool {
+    let is_on = |name| read(name).is_some_and(|value| value != "0");
+    is_on("bridge/bridge-nf-call-iptables") || is_on("bridge/bridge-nf-call-ip6tables")
+}
+
 /// Whether the kernel speaks IPv6.
 pub fn has_ipv6() -> bool {
     path("ipv6").is_dir()

@@ -186,12 +186,7 @@ pub fn add_pair(batch: &mut Batch, id: &SandboxId, pair: &Pair<'_>) {
     batch.message("make device", libc::RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &message);
     // A new device takes neither alias nor port options: they need a message of their own.
     let mut mark = link([LinkAttribute::IfName(name), LinkAttribute::IfAlias(id.to_string())]);
-    if pair.isolated {
-        mark.attributes.push(LinkAttribute::LinkInfo(vec![
-            LinkInfo::PortKind(InfoPortKind::Bridge),
-            LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::Isolated(true)])),
-        ]));
-    }
+    mark.attributes.extend(pair.port.attribute());
     batch.message("mark device", libc::RTM_NEWLINK, 0, &mark);
 }
 
@@ -206,23 +201,41 @@ pub struct Pair<'a> {
     pub mtu: u32,
     /// Index of the bridge.
     pub bridge: u32,
-    /// Whether the port talks to the host alone.
+    pub port: Port,
+}
+
+/// What a port of the bridge is besides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Port {
+    /// It talks to the host alone.
     pub isolated: bool,
+    /// It gets back what it sent to itself.
+    pub hairpin: bool,
+}
+
+impl Port {
+    fn attribute(self) -> Option<LinkAttribute> {
+        if !self.isolated && !self.hairpin {
+            return None;
+        }
+        let options = vec![InfoBridgePort::Isolated(self.isolated), InfoBridgePort::HairpinMode(self.hairpin)];
+        Some(LinkAttribute::LinkInfo(vec![
+            LinkInfo::PortKind(InfoPortKind::Bridge),
+            LinkInfo::PortData(InfoPortData::BridgePort(options)),
+        ]))
+    }
 }
 
 /// Puts a device up and into a bridge.
-pub fn enslave(batch: &mut Batch, index: u32, bridge: u32, isolated: bool) {
+pub fn enslave(batch: &mut Batch, index: u32, bridge: u32, port: Port) {
     let mut message = link([LinkAttribute::Controller(bridge)]);
     message.header.index = index;
     up(&mut message);
     batch.message("put device into bridge", libc::RTM_NEWLINK, 0, &message);
-    if isolated {
-        let mut port = link([LinkAttribute::LinkInfo(vec![
-            LinkInfo::PortKind(InfoPortKind::Bridge),
-            LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::Isolated(true)])),
-        ])]);
-        port.header.index = index;
-        batch.message("isolate port", libc::RTM_NEWLINK, 0, &port);
+    if let Some(options) = port.attribute() {
+        let mut message = link([options]);
+        message.header.index = index;
+        batch.message("set port's options", libc::RTM_NEWLINK, 0, &message);
     }
 }
 

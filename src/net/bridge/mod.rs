@@ -15,7 +15,9 @@ mod driver;
 mod host;
 mod link;
 mod netlink;
+mod nftables;
 mod pod;
+mod ports;
 mod range;
 
 #[cfg(test)]
@@ -27,7 +29,8 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use self::books::Books;
-use self::netlink::{Batch, Socket};
+use self::netlink::{Batch, Refusal, Socket};
+use self::nftables::{Element, Layout, Table};
 use self::range::Range;
 use crate::net::{Leftover, NetError, namespace};
 
@@ -99,6 +102,8 @@ impl Settings {
 struct Made {
     index: u32,
     mtu: u32,
+    /// What its ports are to be.
+    port: link::Port,
 }
 
 /// The driver. Locks are taken in the order of the fields.
@@ -111,6 +116,7 @@ pub struct Bridge {
     made: Mutex<Option<Made>>,
     books: Mutex<Books>,
     route: Mutex<Socket>,
+    table: Mutex<Table>,
 }
 
 /// A lock whose data stays right whatever a thread that panicked was about.
@@ -139,6 +145,7 @@ impl Bridge {
             made: Mutex::new(None),
             books: Mutex::new(Books::open(&settings.state_dir, &ranges)?),
             route: Mutex::new(Socket::route().map_err(socket)?),
+            table: Mutex::new(Table::open().map_err(socket)?),
             settings,
         })
     }
@@ -160,11 +167,26 @@ impl Bridge {
         let known = books.known().to_vec();
         books.save_ranges()?;
         self.no_overlap(&books)?;
-        let made = self.ensure_bridge(&known)?;
+        let mut made = self.ensure_bridge(&known)?;
         let failed =
             |source| NetError::Kernel { step: "enter network namespace", object: "of the host".into(), source };
-        namespace::inside(self.host.as_fd(), || host::prepare(&self.settings.name, &known)).map_err(failed)??;
+        made.port.hairpin = namespace::inside(self.host.as_fd(), || {
+            host::prepare(&self.settings.name, &known).map(|()| host::filters_bridges())
+        })
+        .map_err(failed)??;
+        if lock(&self.table).ensure(&self.layout(&books), &elements(&books)).map_err(in_table)? {
+            tracing::info!(bridge = self.settings.name, "made the table of nftables");
+        }
         Ok(made)
+    }
+
+    fn layout(&self, books: &Books) -> Layout {
+        Layout {
+            bridge: self.settings.name.clone(),
+            ranges: books.known().to_vec(),
+            isolated: self.settings.isolated,
+            masquerade: self.settings.masquerade,
+        }
     }
 
     /// Whether nobody else routes our addresses. kubelet's range is the cluster's affair: only told of.
@@ -208,14 +230,15 @@ impl Bridge {
             link::add_address(&mut batch, bridge.index, range.gateway(), *range);
         }
         route.all(batch, &[]).map_err(|refusal| refusal.about(name))?;
-        Ok(Made { index: bridge.index, mtu: bridge.mtu })
+        let port = link::Port { isolated: self.settings.isolated, hairpin: false };
+        Ok(Made { index: bridge.index, mtu: bridge.mtu, port })
     }
 
     fn mtu(&self, route: &mut Socket) -> Result<u32, NetError> {
         if let Some(mtu) = self.settings.mtu {
             return Ok(mtu);
         }
-        let failed = |refusal: netlink::Refusal| refusal.about("of the host");
+        let failed = |refusal: Refusal| refusal.about("of the host");
         let routes = pod::routes(route).map_err(failed)?;
         let outward: Vec<u32> = routes.iter().filter(|r| r.prefix == 0).map(|r| r.device).collect();
         let links = link::all(route).map_err(failed)?;
@@ -224,7 +247,7 @@ impl Bridge {
     }
 
     /// Puts all host ends of live sandboxes into the bridge, and deletes those of nobody.
-    fn put_ends_right(&self, bridge: u32, books: &Books) -> Vec<Leftover> {
+    fn put_ends_right(&self, made: Made, books: &Books) -> Vec<Leftover> {
         let mut route = lock(&self.route);
         let links = match link::all(&mut route) {
             Ok(links) => links,
@@ -235,10 +258,10 @@ impl Bridge {
             let owner = books.pods().keys().find(|id| link::host_end(id) == end.name);
             let mut batch = Batch::default();
             match owner {
-                Some(_) if end.master == bridge && end.is_up => continue,
-                Some(_) => link::enslave(&mut batch, end.index, bridge, self.settings.isolated),
+                Some(_) if end.master == made.index && end.is_up => continue,
+                Some(_) => link::enslave(&mut batch, end.index, made.index, made.port),
                 // Marked, or made half: a port of ours that nobody had the time to mark.
-                None if is_id(&end.alias) || (end.alias.is_empty() && end.master == bridge) => {
+                None if is_id(&end.alias) || (end.alias.is_empty() && end.master == made.index) => {
                     link::delete(&mut batch, end.index);
                 }
                 None => continue,
@@ -272,6 +295,9 @@ impl Bridge {
             }
             Err(e) => failed("devices of the host".into(), e.to_string()),
         }
+        if let Err(e) = lock(&self.table).delete() {
+            failed("table of nftables".into(), e.to_string());
+        }
         if let Err(e) = books.reset() {
             failed("books of the bridge".into(), e.to_string());
         }
@@ -285,6 +311,15 @@ impl Bridge {
             _ => false,
         }
     }
+}
+
+/// All host ports in the books.
+fn elements(books: &Books) -> Vec<Element> {
+    books.pods().values().flat_map(nftables::elements).collect()
+}
+
+fn in_table(refusal: Refusal) -> NetError {
+    refusal.about("in table inet aril of nftables")
 }
 
 fn is_id(text: &str) -> bool {

@@ -21,6 +21,8 @@ use crate::net::NetError;
 const HEADER: usize = 16;
 /// Largest answer in one piece; the kernel makes dumps no larger.
 const RECEIVE_BYTES: usize = 32 * 1024;
+/// Room for the elements of some ten thousand host ports in one transaction.
+const SEND_BYTES: usize = 4 << 20;
 /// How long an answer may take.
 const PATIENCE_SECONDS: i64 = 10;
 /// How often a dump is begun anew that others changed while it ran.
@@ -123,6 +125,18 @@ impl Socket {
         Self::open(libc::NETLINK_ROUTE)
     }
 
+    /// For nftables and connection tracking: `NETLINK_NETFILTER`.
+    ///
+    /// # Errors
+    /// As netlink(7).
+    pub fn netfilter() -> io::Result<Self> {
+        let socket = Self::open(libc::NETLINK_NETFILTER)?;
+        // A whole table goes in one send; without the privilege the default has to do.
+        setsockopt(&socket.raw.as_fd(), sockopt::SndBufForce, &SEND_BYTES).ok();
+        setsockopt(&socket.raw.as_fd(), sockopt::RcvBufForce, &SEND_BYTES).ok();
+        Ok(socket)
+    }
+
     fn open(protocol: i32) -> io::Result<Self> {
         let mut raw = RawSocket::new(isize::try_from(protocol).unwrap_or_default())?;
         raw.bind_auto()?;
@@ -159,6 +173,29 @@ impl Socket {
     pub fn all(&mut self, batch: Batch, but: &[i32]) -> Result<(), Refusal> {
         let refused = self.run(batch)?.into_iter().find(|refusal| !but.contains(&refusal.errno));
         refused.map_or(Ok(()), Err)
+    }
+
+    /// A transaction of nftables: all of it happens or nothing. `batch` begins and ends with the markers of nfnetlink,
+    /// and its last but one message asks for an acknowledgement.
+    ///
+    /// # Errors
+    /// The first refusal.
+    pub fn transaction(&mut self, batch: Batch) -> Result<(), Refusal> {
+        let steps = batch.steps.clone();
+        let first = self.send(batch)?;
+        let last = steps.len().saturating_sub(2);
+        let mut worst = None;
+        loop {
+            for (sequence, refusal) in self.acknowledgements(first, &steps)? {
+                let at = usize::try_from(sequence.wrapping_sub(first)).unwrap_or(usize::MAX);
+                // A commit that fails is told of as a failure of the batch's beginning, and then nothing else follows.
+                let is_over = at == last || (at == 0 && refusal.is_some());
+                worst = worst.or(refusal);
+                if is_over {
+                    return worst.map_or(Ok(()), Err);
+                }
+            }
+        }
     }
 
     /// All objects of a kind. Begun anew if the kernel says that they changed meanwhile.

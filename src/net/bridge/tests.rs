@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::id::SandboxId;
-use crate::net::{Attachment, Driver, Namespace, Request};
+use crate::net::{Attachment, Driver, Live, Namespace, Ports, Protocol, Request};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -67,6 +67,10 @@ impl TestPod {
 
     fn ip(&self, is_v4: bool) -> IpAddr {
         self.attachment.addresses.iter().map(|a| a.ip).find(|ip| ip.is_ipv4() == is_v4).unwrap()
+    }
+
+    fn live(&self) -> Live {
+        Live { id: self.id.clone(), attachment: self.attachment.clone() }
     }
 
     fn check(&self, bridge: &Bridge) -> Result<(), NetError> {
@@ -151,5 +155,182 @@ fn two_hundred_pods_at_once_all_get_their_own_address() {
             pod.check(&bridge).unwrap();
             assert_eq!(bridge.teardown(&pod.id, None), []);
         }
+    });
+}
+
+fn with_port(n: u16, protocol: Protocol, host_ip: Option<&str>, host_port: u16) -> Request {
+    let host_ip = host_ip.map(|ip| ip.parse().unwrap());
+    Request { ports: vec![Ports { protocol, container_port: 80, host_port, host_ip }], ..request(n) }
+}
+
+fn localhost(is_v4: bool) -> IpAddr {
+    if is_v4 { IpAddr::from([127, 0, 0, 1]) } else { IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]) }
+}
+
+#[test]
+fn host_ports_lead_from_everywhere_to_the_pod() {
+    on_a_host(|directory| {
+        let bridge = Bridge::open(settings(directory)).unwrap();
+        let a = TestPod::start(&bridge, &with_port(1, Protocol::Tcp, None, 8080)).unwrap();
+        let b = TestPod::start(&bridge, &request(2)).unwrap();
+        a.listen(80);
+        for is_v4 in [true, false] {
+            let gateway = a.attachment.addresses[usize::from(!is_v4)].gateway.unwrap();
+            assert_eq!(ask((gateway, 8080)).expect("from the host by its own address"), gateway);
+            assert_eq!(b.inside(|| ask((gateway, 8080))).expect("from another pod"), gateway);
+            assert_eq!(a.inside(|| ask((gateway, 8080))).expect("from the pod itself"), gateway);
+        }
+        assert_eq!(ask((localhost(true), 8080)).unwrap(), a.attachment.addresses[0].gateway.unwrap());
+        // By ::1 there is no way through the kernel: refused at once, not swallowed.
+        let refused = ask((localhost(false), 8080)).unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+        bridge.teardown(&a.id, None);
+        assert!(ask((localhost(true), 8080)).is_err());
+    });
+}
+
+#[test]
+fn what_was_deleted_behind_our_back_comes_back() {
+    on_a_host(|directory| {
+        let bridge = Bridge::open(settings(directory)).unwrap();
+        let a = TestPod::start(&bridge, &with_port(1, Protocol::Tcp, None, 8080)).unwrap();
+        a.listen(80);
+        delete(&bridge, "aril0");
+        lock(&bridge.table).delete().unwrap();
+        assert!(ask((localhost(true), 8080)).is_err());
+        assert_eq!(bridge.reconcile(&[a.live()]), []);
+        a.check(&bridge).unwrap();
+        for is_v4 in [true, false] {
+            ask((a.ip(is_v4), 80)).unwrap();
+        }
+        ask((localhost(true), 8080)).unwrap();
+        // A new pod finds out by itself.
+        delete(&bridge, "aril0");
+        let b = TestPod::start(&bridge, &request(2)).unwrap();
+        b.listen(80);
+        ask((b.ip(true), 80)).unwrap();
+    });
+}
+
+fn delete(bridge: &Bridge, name: &str) {
+    let mut route = lock(&bridge.route);
+    let found = link::by_name(&mut route, name).unwrap().expect(name);
+    let mut batch = Batch::default();
+    link::delete(&mut batch, found.index);
+    route.all(batch, &[]).unwrap();
+}
+
+#[test]
+fn a_driver_opened_again_knows_its_pods_and_takes_away_strangers() {
+    on_a_host(|directory| {
+        let bridge = Bridge::open(settings(directory)).unwrap();
+        let a = TestPod::start(&bridge, &with_port(1, Protocol::Tcp, None, 8080)).unwrap();
+        let b = TestPod::start(&bridge, &with_port(2, Protocol::Tcp, None, 8081)).unwrap();
+        a.listen(80);
+        // Killed half-way: addresses written down, nothing made.
+        bridge.enter(&with_port(3, Protocol::Udp, None, 53)).unwrap();
+        drop(bridge);
+
+        let bridge = Bridge::open(settings(directory)).unwrap();
+        assert_eq!(bridge.known().unwrap(), [id(1), id(2), id(3)]);
+        let taken =
+            bridge.setup(&with_port(4, Protocol::Tcp, None, 8081), Namespace { fd: a.namespace.as_fd(), path: None });
+        assert!(taken.unwrap_err().to_string().contains(id(2).as_str()));
+        assert_eq!(bridge.reconcile(&[a.live()]), []);
+        assert_eq!(bridge.known().unwrap(), [id(1)]);
+        assert_eq!(link::by_name(&mut lock(&bridge.route), &link::host_end(&b.id)).unwrap(), None);
+        ask((localhost(true), 8080)).unwrap();
+        let c = TestPod::start(&bridge, &with_port(4, Protocol::Tcp, None, 8081)).unwrap();
+        assert!(![a.ip(true), b.ip(true)].contains(&c.ip(true)));
+        assert_eq!(bridge.teardown(&id(3), None), []);
+
+        assert_eq!(bridge.reset(), []);
+        assert!(link::all(&mut lock(&bridge.route)).unwrap().iter().all(|link| link.name == "lo"));
+        assert!(!lock(&bridge.table).exists().unwrap() && !directory.join("net").exists());
+    });
+}
+
+#[test]
+fn ports_that_others_have_are_refused() {
+    on_a_host(|directory| {
+        let bridge = Bridge::open(settings(directory)).unwrap();
+        let _listener = TcpListener::bind(("127.0.0.1", 8080)).unwrap();
+        for (n, host_ip, is_taken) in [(1, None, true), (2, Some("127.0.0.1"), true), (3, Some("127.0.0.2"), false)] {
+            let result = TestPod::start(&bridge, &with_port(n, Protocol::Tcp, host_ip, 8080));
+            assert_eq!(matches!(result, Err(NetError::Taken { .. })), is_taken, "{host_ip:?}");
+            assert_eq!(result.is_ok(), !is_taken);
+        }
+        assert_eq!(bridge.known().unwrap(), [id(3)]);
+        let away = TestPod::start(&bridge, &with_port(5, Protocol::Tcp, Some("192.0.2.1"), 1)).unwrap();
+        assert_eq!(away.attachment.warnings.len(), 1);
+    });
+}
+
+/// The outside world: a namespace at the other end of a device of the host's.
+fn world() -> OwnedFd {
+    let world = namespace::create().unwrap();
+    let mut socket = Socket::route().unwrap();
+    let range = |text: &str| text.parse::<Range>().unwrap();
+    let mut batch = Batch::default();
+    // Not the host's end of a pod, but made as one.
+    let pair = link::Pair {
+        namespace: world.as_fd(),
+        interface: crate::net::INTERFACE,
+        mac: [2, 0, 0, 0, 0, 9],
+        mtu: 1500,
+        bridge: 0,
+        port: link::Port { isolated: false, hairpin: false },
+    };
+    link::add_pair(&mut batch, &id(999), &pair);
+    socket.all(batch, &[]).unwrap();
+    let end = link::by_name(&mut socket, &link::host_end(&id(999))).unwrap().unwrap();
+    let mut batch = Batch::default();
+    for (ip, network) in [("203.0.113.1", "203.0.113.0/24"), ("2001:db8::1", "2001:db8::/64")] {
+        link::add_address(&mut batch, end.index, ip.parse().unwrap(), range(network));
+    }
+    socket.all(batch, &[]).unwrap();
+    namespace::inside(world.as_fd(), || {
+        let addresses = [("203.0.113.9", "203.0.113.0/24"), ("2001:db8::9", "2001:db8::/64")];
+        let addresses = addresses.map(|(ip, network)| (ip.parse().unwrap(), range(network)));
+        pod::configure(&mut Socket::route().unwrap(), &addresses).unwrap();
+    })
+    .unwrap();
+    world
+}
+
+#[test]
+fn the_world_sees_the_host_and_reaches_host_ports_alone() {
+    on_a_host(|directory| {
+        let world = world();
+        let bridge = Bridge::open(settings(directory)).unwrap();
+        let a = TestPod::start(&bridge, &with_port(1, Protocol::Tcp, None, 8080)).unwrap();
+        let local = TestPod::start(&bridge, &with_port(2, Protocol::Tcp, Some("127.0.0.1"), 8081)).unwrap();
+        a.listen(80);
+        local.listen(80);
+        echo(namespace::inside(world.as_fd(), || TcpListener::bind(("::", 99)).unwrap()).unwrap());
+        for (host, out) in [("203.0.113.1", "203.0.113.9"), ("2001:db8::1", "2001:db8::9")] {
+            let (host, out): (IpAddr, IpAddr) = (host.parse().unwrap(), out.parse().unwrap());
+            assert_eq!(a.inside(|| ask((out, 99))).unwrap(), host, "masqueraded");
+            // The pod sees who it is talking to.
+            assert_eq!(namespace::inside(world.as_fd(), || ask((host, 8080))).unwrap().unwrap(), out);
+        }
+        ask((localhost(true), 8081)).unwrap();
+        let outside = namespace::inside(world.as_fd(), || ask(("203.0.113.1".parse::<IpAddr>().unwrap(), 8081)));
+        assert!(outside.unwrap().is_err());
+    });
+}
+
+#[test]
+fn a_range_that_somebody_else_routes_is_refused_by_name() {
+    on_a_host(|directory| {
+        let _world = world();
+        let subnets = vec![([203, 0, 113, 128].into(), 25)];
+        let bridge = Bridge::open(Settings { subnets, ..settings(directory) }).unwrap();
+        for refused in [bridge.status(), TestPod::start(&bridge, &request(1)).map(drop)] {
+            assert!(refused.unwrap_err().to_string().contains("203.0.113.0/24"));
+        }
+        // kubelet knows better.
+        bridge.set_pod_cidr("203.0.113.128/25").unwrap();
+        TestPod::start(&bridge, &request(1)).unwrap();
     });
 }
