@@ -1,4 +1,4 @@
-// Command report sums a JSON report of the suite up: what failed, what skipped itself and why, and
+// Command report sums JSON reports of the suite up: what failed, what skipped itself and why, and
 // how many of each. Specs outside the focus do not count.
 package main
 
@@ -9,25 +9,31 @@ import (
 	"strings"
 )
 
+type spec struct {
+	ContainerHierarchyTexts []string
+	LeafNodeType            string
+	LeafNodeText            string
+	State                   string
+	RunTime                 int64
+	Failure                 struct{ Message string }
+}
+
 type suite struct {
-	SpecReports []struct {
-		ContainerHierarchyTexts []string
-		LeafNodeType            string
-		LeafNodeText            string
-		State                   string
-		RunTime                 int64
-		Failure                 struct{ Message string }
-	}
+	SpecReports []spec
 }
 
 func main() {
-	body, err := os.ReadFile(os.Args[1])
-	fail(err)
-	var suites []suite
-	fail(json.Unmarshal(body, &suites))
+	var specs []spec
+	for _, path := range os.Args[1:] {
+		body, err := os.ReadFile(path)
+		fail(err)
+		var suites []suite
+		fail(json.Unmarshal(body, &suites))
+		specs = append(specs, suites[0].SpecReports...)
+	}
 
 	passed, failed, skipped := 0, 0, 0
-	for _, spec := range suites[0].SpecReports {
+	for _, spec := range specs {
 		name := strings.TrimPrefix(strings.Join(append(spec.ContainerHierarchyTexts, spec.LeafNodeText), " "), "[k8s.io] ")
 		switch {
 		case spec.State == "passed":
