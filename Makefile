@@ -70,8 +70,9 @@ check: lint test ## All that must hold before a change goes in
 
 install: build ## Install below $(DESTDIR)$(PREFIX), with a systemd unit and completions
 	install -D -m 0755 target/release/aril $(DESTDIR)$(PREFIX)/bin/aril
-	install -D -m 0755 $(SHIM) $(DESTDIR)/usr/libexec/aril/aril-shim
-	install -D -m 0644 packaging/aril.service $(DESTDIR)/usr/lib/systemd/system/aril.service
+	install -D -m 0755 $(SHIM) $(DESTDIR)$(PREFIX)/libexec/aril/aril-shim
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	sed 's|/usr/bin/aril|$(PREFIX)/bin/aril|' packaging/aril.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/aril.service
 	test -e $(DESTDIR)/etc/aril/config.toml || install -D -m 0644 packaging/config.toml $(DESTDIR)/etc/aril/config.toml
 	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/site-functions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 	target/release/aril completion bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/aril
@@ -79,7 +80,7 @@ install: build ## Install below $(DESTDIR)$(PREFIX), with a systemd unit and com
 	target/release/aril completion fish > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/aril.fish
 
 uninstall: ## Remove what install put there, but for the configuration
-	rm -f $(DESTDIR)$(PREFIX)/bin/aril $(DESTDIR)/usr/libexec/aril/aril-shim $(DESTDIR)/usr/lib/systemd/system/aril.service
+	rm -f $(DESTDIR)$(PREFIX)/bin/aril $(DESTDIR)$(PREFIX)/libexec/aril/aril-shim $(DESTDIR)$(PREFIX)/lib/systemd/system/aril.service
 	rm -f $(DESTDIR)$(PREFIX)/share/bash-completion/completions/aril $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_aril $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/aril.fish
 
 clean: ## Remove what was built

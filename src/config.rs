@@ -19,8 +19,8 @@ pub use self::network::Network;
 /// Where the file is looked for when no `--config` names one.
 pub const DEFAULT_FILE: &str = "/etc/aril/config.toml";
 
-/// Where shims are looked for, after the directory `aril` itself lies in.
-const LIBEXEC_SHIM: &str = "/usr/libexec/aril/aril-shim";
+/// Where the shim is below the prefix that `aril` is installed in.
+const LIBEXEC_SHIM: &str = "libexec/aril/aril-shim";
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -149,7 +149,7 @@ impl Config {
         Ok(config)
     }
 
-    /// The shim's program: the configured one, else beside `executable`, else in `/usr/libexec`.
+    /// The shim's program: the configured one, else beside `executable`, else in `libexec` of its prefix or `/usr`.
     ///
     /// # Errors
     /// [`NoShim`] with all places tried.
@@ -158,8 +158,11 @@ impl Config {
             // Named but absent is an error of its own: running another one instead would surprise.
             Some(named) => vec![named.clone()],
             None => {
-                let beside = executable.and_then(Path::parent).map(|dir| dir.join("aril-shim"));
-                beside.into_iter().chain([PathBuf::from(LIBEXEC_SHIM)]).collect()
+                let directory = executable.and_then(Path::parent);
+                let beside = directory.map(|dir| dir.join("aril-shim"));
+                let own = directory.and_then(Path::parent).map(|prefix| prefix.join(LIBEXEC_SHIM));
+                let usual = Path::new("/usr").join(LIBEXEC_SHIM);
+                beside.into_iter().chain(own.filter(|own| *own != usual)).chain([usual]).collect()
             }
         };
         match tried.iter().find(|path| path.is_file()) {
@@ -602,6 +605,12 @@ mod tests {
         let mut config = Config::default();
         std::fs::write(&shim, "").unwrap();
         assert_eq!(config.find_shim(Some(&executable)).unwrap(), shim);
+        // As it is installed: below the program's own prefix.
+        let installed = dir.path().join("libexec/aril/aril-shim");
+        std::fs::create_dir_all(installed.parent().unwrap()).unwrap();
+        std::fs::write(&installed, "").unwrap();
+        let found = config.find_shim(Some(&dir.path().join("bin/aril"))).unwrap();
+        assert_eq!(found, installed);
         config.shim = Some(dir.path().join("absent"));
         let error = config.find_shim(Some(&executable)).unwrap_err().to_string();
         assert!(error.contains("absent") && error.contains("`shim`"), "{error}");
