@@ -7,7 +7,7 @@
 //! host; never from TLS to plain HTTP; never to an address that [`super::connect`] forbids.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -287,10 +287,14 @@ fn refused(status: StatusCode, headers: &HeaderMap, from: &str, what: &str, said
     }
 }
 
-/// `Retry-After` in seconds; its other form, a date, is left to our own back-off.
+/// `Retry-After`: seconds, or a date, which may have passed.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
-    text.trim().parse().ok().map(Duration::from_secs)
+    let text = text.trim();
+    match text.parse() {
+        Ok(seconds) => Some(Duration::from_secs(seconds)),
+        Err(_) => httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::now()).ok().or(Some(Duration::ZERO)),
+    }
 }
 
 pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
@@ -493,7 +497,14 @@ mod tests {
             assert!(error.to_string().starts_with(&format!("h answered {status} to the request for x: said so; ")));
         }
         assert_eq!(retry_after(&headers), Some(Duration::from_secs(7)));
-        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("Wed, 21 Oct 2026 07:28:00 GMT"));
+        for (date, least, most) in
+            [(SystemTime::now() + Duration::from_secs(20), 15, 20), (SystemTime::UNIX_EPOCH, 0, 0)]
+        {
+            headers.insert(header::RETRY_AFTER, httpdate::fmt_http_date(date).parse().unwrap());
+            let wait = retry_after(&headers).unwrap().as_secs();
+            assert!((least..=most).contains(&wait), "{date:?}: {wait}");
+        }
+        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("tomorrow"));
         assert_eq!(retry_after(&headers), None);
     }
 }
