@@ -95,6 +95,12 @@ pub enum Command {
     Image(ImageCommand),
     /// Print the versions of this program and of the daemon
     Version,
+    /// Look at the networks that pods are connected to
+    #[command(subcommand)]
+    Network(NetworkCommand),
+    /// Look after this machine
+    #[command(subcommand)]
+    System(SystemCommand),
     /// Show what the daemon is, where it keeps what, and what it runs
     Info,
     /// Say what this machine offers, what is missing, and what to do about it
@@ -128,7 +134,7 @@ pub struct ContainerArgs {
     #[arg(long)]
     pub name: Option<String>,
     /// Put the container into this pod instead of one of its own
-    #[arg(long, value_name = "POD", conflicts_with_all = ["network", "hostname", "pid"])]
+    #[arg(long, value_name = "POD", conflicts_with_all = ["network", "publish", "hostname", "pid"])]
     pub pod: Option<String>,
     /// Keep standard input open
     #[arg(short, long)]
@@ -179,9 +185,12 @@ pub struct ContainerArgs {
 #[derive(Debug, Clone, Default, Args)]
 #[allow(missing_docs)]
 pub struct SandboxArgs {
-    /// The pod's network: this machine's, or loopback alone
-    #[arg(long, value_enum, default_value_t)]
-    pub network: Network,
+    /// The pod's network [default: none, with --publish pod]
+    #[arg(long, value_enum)]
+    pub network: Option<Network>,
+    /// Lead a port of this machine, or as many in a row, to the pod
+    #[arg(short, long, value_name = "[IP:]PORT:PORT[/tcp|/udp|/sctp]", action = ArgAction::Append, value_parser = parse::publish)]
+    pub publish: Vec<parse::Publish>,
     /// The pod's processes: each container's own, shared in the pod, or this machine's
     #[arg(long, value_enum, default_value_t)]
     pub pid: PidMode,
@@ -208,6 +217,8 @@ pub enum Network {
     /// A network namespace with loopback alone
     #[default]
     None,
+    /// A network namespace with an address that this machine and other pods reach
+    Pod,
     /// This machine's network
     Host,
 }
@@ -471,6 +482,44 @@ pub struct ImageNames {
     /// References, or beginnings of ids
     #[arg(required = true, value_name = "IMAGE")]
     pub images: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+#[allow(missing_docs)]
+pub enum NetworkCommand {
+    /// List the networks there are, by their drivers
+    Ls,
+    /// Show all that is known about networks, and the pods connected to them
+    Inspect(NetworkNames),
+}
+
+#[derive(Debug, Args)]
+#[allow(missing_docs)]
+pub struct NetworkNames {
+    /// Drivers [default: the next pod's]
+    #[arg(value_name = "DRIVER")]
+    pub drivers: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+#[allow(missing_docs)]
+pub enum SystemCommand {
+    /// Remove all pods, and what aril has on this machine for them: bridges, tables, leases, logs
+    Reset(ResetArgs),
+}
+
+#[derive(Debug, Args)]
+#[allow(missing_docs)]
+pub struct ResetArgs {
+    /// Do not ask
+    #[arg(short, long)]
+    pub force: bool,
+    /// Also if containers run: stop them
+    #[arg(long)]
+    pub stop: bool,
+    /// Images, too
+    #[arg(short, long)]
+    pub all: bool,
 }
 
 #[derive(Debug, Args)]

@@ -9,6 +9,8 @@ use crate::api::cri;
 pub(super) const OWN_POD: &str = "aril/own-pod";
 /// Where `aril` let the logs of a pod be written, to be removed with it.
 pub(super) const LOG_DIRECTORY: &str = "aril/log-directory";
+/// Set to "none" on pods that are to have loopback alone, for which CRI has no word.
+pub(super) const NETWORK: &str = "aril/network";
 
 /// All there is on the node, as of one moment.
 #[derive(Debug, Default)]

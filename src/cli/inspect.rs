@@ -49,7 +49,7 @@ pub(super) async fn images(daemon: &mut Daemon, names: &[String], output: Output
 /// What a person looks for, before everything else by the alphabet.
 const FIRST: [&str; 4] = ["kind", "id", "state", "metadata"];
 
-fn print(found: &[Value], output: Output) -> Result<(), CliError> {
+pub(super) fn print(found: &[Value], output: Output) -> Result<(), CliError> {
     if output == Output::Json {
         return output::print(&output::json(&found)?);
     }

@@ -23,6 +23,7 @@ struct Pod<'a> {
     uid: &'a str,
     attempt: u32,
     state: &'static str,
+    ips: &'a [String],
     created_at: String,
     containers: Vec<&'a str>,
     labels: &'a BTreeMap<String, String>,
@@ -99,13 +100,34 @@ impl Details {
 pub(super) async fn pods(daemon: &mut Daemon, output: Output) -> Result<(), CliError> {
     let mut objects = Objects::fetch(daemon).await?;
     objects.pods.sort_by_key(|p| std::cmp::Reverse(p.created_at));
+    let addresses = addresses(daemon, &objects.pods).await?;
     output::print(&match output {
-        Output::Json => output::json(&objects.pods.iter().map(|p| pod(p, &objects)).collect::<Vec<_>>())?,
-        Output::Table | Output::Wide => pod_table(&objects, output == Output::Wide, time::now()),
+        Output::Json => output::json(&objects.pods.iter().map(|p| pod(p, &objects, &addresses)).collect::<Vec<_>>())?,
+        Output::Table | Output::Wide => pod_table(&objects, &addresses, output == Output::Wide, time::now()),
     })
 }
 
-fn pod<'a>(from: &'a cri::PodSandbox, objects: &'a Objects) -> Pod<'a> {
+/// The addresses of pods that have some, by id.
+type Addresses = BTreeMap<String, Vec<String>>;
+
+/// Asks about each pod that is up.
+async fn addresses(daemon: &mut Daemon, pods: &[cri::PodSandbox]) -> Result<Addresses, CliError> {
+    let mut all = Addresses::new();
+    for pod in pods.iter().filter(|p| p.state() == cri::PodSandboxState::SandboxReady) {
+        let request = cri::PodSandboxStatusRequest { pod_sandbox_id: pod.id.clone(), verbose: false };
+        let network = match daemon.runtime.pod_sandbox_status(request).await {
+            Ok(answer) => answer.into_inner().status.and_then(|status| status.network).unwrap_or_default(),
+            // Removed since it was listed.
+            Err(status) if status.code() == tonic::Code::NotFound => continue,
+            Err(status) => return Err(status.into()),
+        };
+        let others = network.additional_ips.into_iter().map(|ip| ip.ip);
+        all.insert(pod.id.clone(), std::iter::once(network.ip).chain(others).filter(|ip| !ip.is_empty()).collect());
+    }
+    Ok(all)
+}
+
+fn pod<'a>(from: &'a cri::PodSandbox, objects: &'a Objects, addresses: &'a Addresses) -> Pod<'a> {
     let metadata = from.metadata.as_ref();
     Pod {
         id: &from.id,
@@ -114,6 +136,7 @@ fn pod<'a>(from: &'a cri::PodSandbox, objects: &'a Objects) -> Pod<'a> {
         uid: metadata.map_or("", |m| &m.uid),
         attempt: metadata.map_or(0, |m| m.attempt),
         state: pod_state(from.state()),
+        ips: addresses.get(&from.id).map_or(&[], Vec::as_slice),
         created_at: time::format(from.created_at),
         containers: objects.of_pod(from).map(|c| c.id.as_str()).collect(),
         labels: &from.labels,
@@ -121,8 +144,8 @@ fn pod<'a>(from: &'a cri::PodSandbox, objects: &'a Objects) -> Pod<'a> {
     }
 }
 
-fn pod_table(objects: &Objects, wide: bool, now: i64) -> String {
-    let mut headings = vec!["POD ID", "NAME", "NAMESPACE", "STATE", "CONTAINERS", "AGE"];
+fn pod_table(objects: &Objects, addresses: &Addresses, wide: bool, now: i64) -> String {
+    let mut headings = vec!["POD ID", "NAME", "NAMESPACE", "STATE", "IP", "CONTAINERS", "AGE"];
     if wide {
         headings.extend(["UID", "ATTEMPT"]);
     }
@@ -135,6 +158,7 @@ fn pod_table(objects: &Objects, wide: bool, now: i64) -> String {
             metadata.name,
             metadata.namespace,
             pod_state(pod.state()).to_owned(),
+            addresses.get(&pod.id).map(|all| all.join(",")).unwrap_or_default(),
             format!("{running}/{}", objects.of_pod(pod).count()),
             time::age(pod.created_at, now),
         ];
@@ -267,13 +291,17 @@ mod tests {
         Objects { pods: vec![pod], containers: vec![container] }
     }
 
+    fn addresses() -> Addresses {
+        [("a".repeat(64), vec!["10.0.0.2".to_owned(), "fd::2".to_owned()])].into()
+    }
+
     #[test]
     fn tables_for_people() {
         let now = 60_000_000_000;
         assert_eq!(
-            pod_table(&objects(), false, now),
-            "POD ID        NAME  NAMESPACE  STATE  CONTAINERS  AGE\n\
-             aaaaaaaaaaaa  web   default    ready  1/1         59s\n"
+            pod_table(&objects(), &addresses(), false, now),
+            "POD ID        NAME  NAMESPACE  STATE  IP              CONTAINERS  AGE\n\
+             aaaaaaaaaaaa  web   default    ready  10.0.0.2,fd::2  1/1         59s\n"
         );
         assert_eq!(
             container_table(&objects(), &Details::default(), false, now),
@@ -300,14 +328,15 @@ mod tests {
 
     #[test]
     fn json_for_programs() {
-        let all = objects();
+        let (all, addresses) = (objects(), addresses());
         let details = Details::default();
         let value = serde_json::to_value(container(&all.containers[0], &all, &details)).unwrap();
         assert_eq!(value["pod"]["name"], "web");
         assert_eq!(value["state"], "running");
         assert_eq!(value["created_at"], "1970-01-01T00:00:00.000Z");
         assert!(value.get("pid").is_none());
-        let value = serde_json::to_value(pod(&all.pods[0], &all)).unwrap();
+        let value = serde_json::to_value(pod(&all.pods[0], &all, &addresses)).unwrap();
+        assert_eq!(value["ips"], serde_json::json!(["10.0.0.2", "fd::2"]));
         assert_eq!(value["containers"][0], "b".repeat(64));
     }
 }

@@ -20,6 +20,7 @@ mod list;
 mod logfile;
 mod login;
 mod logs;
+mod network;
 mod output;
 pub mod parse;
 mod prune;
@@ -28,6 +29,7 @@ mod remove;
 mod request;
 mod run;
 mod session;
+mod system;
 mod terminal;
 pub mod time;
 mod verify;
@@ -36,7 +38,7 @@ use std::io;
 
 use clap::CommandFactory;
 
-use self::args::{Cli, Command, Global, ImageCommand, Output, PodCommand};
+use self::args::{Cli, Command, Global, ImageCommand, NetworkCommand, Output, PodCommand, SystemCommand};
 use self::connect::Daemon;
 pub use self::error::CliError;
 use crate::config::{Config, Overrides};
@@ -112,7 +114,8 @@ async fn with_daemon(cli: &Cli, config: &Config) -> Result<u8, CliError> {
         | Command::Create(_)
         | Command::Pod(PodCommand::Create(_))
         | Command::Pull(_)
-        | Command::Image(_) => Daemon::connect_or_start(config, &cli.global).await,
+        | Command::Image(_)
+        | Command::System(_) => Daemon::connect_or_start(config, &cli.global).await,
         _ => Daemon::connect(config, &cli.global).await,
     };
     if let Command::Version = cli.command {
@@ -148,6 +151,9 @@ async fn act(daemon: &mut Daemon, command: &Command, output: Output) -> Result<(
         Command::Image(ImageCommand::Ls) => image::ls(daemon, output).await,
         Command::Image(ImageCommand::Rm(args)) => image::rm(daemon, args).await,
         Command::Image(ImageCommand::Inspect(args)) => inspect::images(daemon, &args.images, output).await,
+        Command::Network(NetworkCommand::Ls) => network::ls(daemon, output).await,
+        Command::Network(NetworkCommand::Inspect(args)) => network::inspect(daemon, &args.drivers, output).await,
+        Command::System(SystemCommand::Reset(args)) => system::reset(daemon, args, output).await,
         Command::Info => about::info(daemon, output).await,
         // Dealt with before.
         Command::Serve(_)

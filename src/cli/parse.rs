@@ -1,5 +1,9 @@
 //! Values of flags, from text: sizes, processors, variables, volumes, users.
 
+use std::net::IpAddr;
+
+use crate::api::cri::Protocol;
+
 /// A volume as asked for; `host` may still be relative.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -7,6 +11,21 @@ pub struct Volume {
     pub host: String,
     pub container: String,
     pub readonly: bool,
+}
+
+/// Ports of this machine that lead to a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Publish {
+    /// The address of this machine; `None`: all of them.
+    pub ip: Option<IpAddr>,
+    /// The first port here.
+    pub host: u16,
+    /// The first port in the pod.
+    pub pod: u16,
+    /// How many in a row.
+    pub count: u16,
+    /// All of this one.
+    pub protocol: Protocol,
 }
 
 /// A user as asked for.
@@ -71,6 +90,44 @@ pub(super) fn volume(text: &str) -> Result<Volume, String> {
         return Err(format!("{container:?} is not an absolute path inside the container"));
     }
     Ok(Volume { host: host.to_owned(), container: container.to_owned(), readonly })
+}
+
+/// `[IP:]PORT:PORT[/PROTOCOL]`; each PORT may be a range `FIRST-LAST`, both then of one length.
+pub(super) fn publish(text: &str) -> Result<Publish, String> {
+    let usage =
+        || format!("{text:?} is no port of this machine and one of the pod; write 8080:80, or [::1]:8080:80/udp");
+    let (rest, protocol) = match text.rsplit_once('/') {
+        None => (text, Protocol::Tcp),
+        Some((rest, "tcp")) => (rest, Protocol::Tcp),
+        Some((rest, "udp")) => (rest, Protocol::Udp),
+        Some((rest, "sctp")) => (rest, Protocol::Sctp),
+        Some((_, other)) => return Err(format!("{other:?} is no protocol; write tcp, udp or sctp")),
+    };
+    let (rest, pod) = rest.rsplit_once(':').ok_or_else(usage)?;
+    let (ip, host) = match rest.rsplit_once(':') {
+        None => (None, rest),
+        Some((ip, host)) => {
+            let bare = ip.strip_prefix('[').and_then(|ip| ip.strip_suffix(']')).unwrap_or(ip);
+            (Some(bare.parse().map_err(|_| format!("{ip:?} is no address of this machine"))?), host)
+        }
+    };
+    let (host, pod) = (ports(host).ok_or_else(usage)?, ports(pod).ok_or_else(usage)?);
+    if host.1 != pod.1 {
+        return Err(format!("{text:?} leads {} ports to {}; make both ranges of one length", host.1, pod.1));
+    }
+    Ok(Publish { ip, host: host.0, pod: pod.0, count: host.1, protocol })
+}
+
+/// The first of some ports, and how many.
+fn ports(text: &str) -> Option<(u16, u16)> {
+    let port = |text: &str| text.parse::<u16>().ok().filter(|&p| p != 0 && text.bytes().all(|b| b.is_ascii_digit()));
+    match text.split_once('-') {
+        None => Some((port(text)?, 1)),
+        Some((first, last)) => {
+            let (first, last) = (port(first)?, port(last)?);
+            Some((first, last.checked_sub(first)?.checked_add(1)?))
+        }
+    }
 }
 
 /// `USER[:GROUP]`; the group must be a number, as CRI knows no other.
@@ -147,6 +204,23 @@ fn scaled(text: &str, unit: i64) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ports_are_those_of_this_machine_first() {
+        let plain = Publish { ip: None, host: 8080, pod: 80, count: 1, protocol: Protocol::Tcp };
+        assert_eq!(publish("8080:80"), Ok(plain.clone()));
+        assert_eq!(publish("8080:80/udp"), Ok(Publish { protocol: Protocol::Udp, ..plain.clone() }));
+        let ip = |text: &str| Some(text.parse().unwrap());
+        assert_eq!(publish("127.0.0.1:8080:80"), Ok(Publish { ip: ip("127.0.0.1"), ..plain.clone() }));
+        let ranged = Publish { ip: ip("::1"), host: 9000, pod: 90, count: 3, protocol: Protocol::Sctp };
+        assert_eq!(publish("[::1]:9000-9002:90-92/sctp"), Ok(ranged));
+        for bad in [
+            "", "80", ":80", "80:", "0:80", "80:0", "1:2/icmp", "65536:1", "+1:2", "x:1:2", "1-2:1", "2-1:2-1",
+            "1:2:3:4",
+        ] {
+            assert!(publish(bad).is_err(), "{bad:?}");
+        }
+    }
 
     #[test]
     fn signals_have_names_and_numbers() {

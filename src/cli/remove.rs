@@ -187,7 +187,7 @@ pub(super) async fn remove_pod(daemon: &mut Daemon, id: &str, logs: &Option<Path
 }
 
 /// Where `aril` had the pod's logs written. A pod that only says so, in some other place, loses nothing.
-fn log_directory(pod: &cri::PodSandbox) -> Option<PathBuf> {
+pub(super) fn log_directory(pod: &cri::PodSandbox) -> Option<PathBuf> {
     let path = PathBuf::from(pod.annotations.get(LOG_DIRECTORY)?);
     let uid = &pod.metadata.as_ref()?.uid;
     let ours = path.file_name()? == uid.as_str() && path.parent()?.file_name()? == "logs" && is_uid(uid);

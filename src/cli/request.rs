@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use super::args::{ContainerArgs, Network, PidMode, SandboxArgs};
 use super::connect::absolute;
 use super::error::CliError;
-use super::find::{LOG_DIRECTORY, OWN_POD};
-use super::parse::{NumberOrName, Volume};
+use super::find::{LOG_DIRECTORY, NETWORK, OWN_POD};
+use super::parse::{NumberOrName, Publish, Volume};
 use crate::api::cri;
 
 /// Pods made from a shell live in this namespace.
@@ -36,11 +36,15 @@ pub(super) fn sandbox(new: &NewPod<'_>, args: &SandboxArgs, privileged: bool) ->
         ..Default::default()
     };
     // With the host's network the host's name is the one that means something.
-    let hostname = match (&args.hostname, args.network) {
+    let network = network(args);
+    let hostname = match (&args.hostname, network) {
         (Some(name), _) => name.clone(),
         (None, Network::Host) => String::new(),
-        (None, Network::None) => hostname(new.name),
+        (None, Network::None | Network::Pod) => hostname(new.name),
     };
+    if network == Network::None {
+        annotations.insert(NETWORK.to_owned(), "none".to_owned());
+    }
     cri::PodSandboxConfig {
         metadata: Some(cri::PodSandboxMetadata {
             name: new.name.to_owned(),
@@ -50,6 +54,7 @@ pub(super) fn sandbox(new: &NewPod<'_>, args: &SandboxArgs, privileged: bool) ->
         }),
         hostname,
         log_directory: logs,
+        port_mappings: args.publish.iter().flat_map(mappings).collect(),
         annotations,
         linux: Some(cri::LinuxPodSandboxConfig { security_context: Some(security), ..Default::default() }),
         ..Default::default()
@@ -86,10 +91,37 @@ pub(super) fn image(name: &str) -> cri::ImageSpec {
     cri::ImageSpec { image: name.to_owned(), user_specified_image: name.to_owned(), ..Default::default() }
 }
 
+/// The network asked for. Ports that lead to a pod ask for one by themselves; else what is not asked for is not given.
+fn network(args: &SandboxArgs) -> Network {
+    let usual = if args.publish.is_empty() { Network::None } else { Network::Pod };
+    args.network.unwrap_or(usual)
+}
+
+/// Refuses ports that lead to a pod without a network of its own.
+pub(super) fn check_ports(args: &SandboxArgs) -> Result<(), CliError> {
+    let reason = match args.network {
+        _ if args.publish.is_empty() => return Ok(()),
+        Some(Network::Host) => "--publish with --network host: the pod's ports are this machine's already",
+        Some(Network::None) => "--publish with --network none: nothing leads into such a pod; use --network pod",
+        Some(Network::Pod) | None => return Ok(()),
+    };
+    Err(CliError::Usage(reason.to_owned()))
+}
+
+fn mappings(publish: &Publish) -> impl Iterator<Item = cri::PortMapping> {
+    let Publish { ip, host, pod, count, protocol } = publish.clone();
+    (0..count).map(move |i| cri::PortMapping {
+        protocol: protocol.into(),
+        container_port: i32::from(pod) + i32::from(i),
+        host_port: i32::from(host) + i32::from(i),
+        host_ip: ip.map(|ip| ip.to_string()).unwrap_or_default(),
+    })
+}
+
 fn namespaces(args: &SandboxArgs) -> cri::NamespaceOption {
-    let network = match args.network {
+    let network = match network(args) {
         Network::Host => cri::NamespaceMode::Node,
-        Network::None => cri::NamespaceMode::Pod,
+        Network::None | Network::Pod => cri::NamespaceMode::Pod,
     };
     cri::NamespaceOption {
         network: network.into(),
@@ -240,8 +272,23 @@ mod tests {
     }
 
     #[test]
+    fn ports_bring_a_network() {
+        let publish = |text: &str| vec![parse::publish(text).unwrap()];
+        let args = SandboxArgs { publish: publish("8000-8001:80-81"), ..Default::default() };
+        let config = sandbox(&pod(), &args, false);
+        let ports: Vec<_> = config.port_mappings.iter().map(|p| (p.host_port, p.container_port)).collect();
+        assert_eq!((ports, config.annotations.get(NETWORK)), (vec![(8000, 80), (8001, 81)], None));
+        assert!(check_ports(&args).is_ok());
+        for network in [Network::None, Network::Host] {
+            assert!(check_ports(&SandboxArgs { network: Some(network), ..args.clone() }).is_err());
+        }
+        let alone = sandbox(&pod(), &SandboxArgs::default(), false);
+        assert_eq!(alone.annotations.get(NETWORK).map(String::as_str), Some("none"));
+    }
+
+    #[test]
     fn the_hosts_network_brings_the_hosts_name() {
-        let args = SandboxArgs { network: Network::Host, pid: PidMode::Host, ..Default::default() };
+        let args = SandboxArgs { network: Some(Network::Host), pid: PidMode::Host, ..Default::default() };
         let config = sandbox(&pod(), &args, true);
         assert_eq!(config.hostname, "");
         let security = config.linux.unwrap().security_context.unwrap();

@@ -86,6 +86,7 @@ fn print_id(made: &Made, output: Output) -> Result<(), CliError> {
 
 /// `aril pod create`.
 pub(super) async fn create_pod(daemon: &mut Daemon, args: &PodCreateArgs, output: Output) -> Result<(), CliError> {
+    request::check_ports(&args.sandbox)?;
     let objects = Objects::fetch(daemon).await?;
     check_pod_name(&objects, &args.name)?;
     let pod = make_pod(daemon, &args.name, &args.sandbox, false, false).await?;
@@ -100,6 +101,7 @@ async fn make(daemon: &mut Daemon, args: &ContainerArgs) -> Result<Made, CliErro
         None => request::invented_name(&args.image)?,
     };
     request::check_name(&name)?;
+    request::check_ports(&args.sandbox)?;
     // Asked for before a pod is made: a wrong name is the commonest mistake.
     pull::provide(daemon, &args.image, args.pull).await?;
     let objects = Objects::fetch(daemon).await?;

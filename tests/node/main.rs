@@ -24,6 +24,7 @@ mod logs;
 mod mounts;
 mod namespaces;
 mod network;
+mod network_cli;
 mod power;
 mod process;
 mod pulls;

@@ -8,6 +8,8 @@ use crate::api::cri;
 use crate::id::SandboxId;
 use crate::net::{Bandwidth, Dns, Ports, Protocol, Request};
 
+/// "none": the pod is connected to no network, for which CRI has no word.
+const NETWORK: &str = "aril/network";
 /// Kubernetes' annotations of limits on traffic, in bits a second.
 const INGRESS: &str = "kubernetes.io/ingress-bandwidth";
 const EGRESS: &str = "kubernetes.io/egress-bandwidth";
@@ -30,7 +32,7 @@ pub fn network(
     defaults: &Defaults,
 ) -> Result<Option<Request>, SpecError> {
     let (ports, bandwidth) = check(config)?;
-    if host_network(config) {
+    if host_network(config) || is_alone(config)? {
         return Ok(None);
     }
     let metadata = config.metadata.clone().unwrap_or_default();
@@ -48,6 +50,16 @@ pub fn network(
         cgroup_parent: cgroup_parent(config, defaults)?,
         annotations: config.annotations.clone().into_iter().collect(),
     }))
+}
+
+/// Whether a pod is to have loopback alone.
+fn is_alone(config: &cri::PodSandboxConfig) -> Result<bool, SpecError> {
+    match config.annotations.get(NETWORK).map(String::as_str) {
+        None => Ok(false),
+        Some("none") if config.port_mappings.iter().all(|port| port.host_port == 0) => Ok(true),
+        Some("none") => Err(SpecError::invalid("port_mappings", "lead to a pod without a network")),
+        Some(_) => Err(SpecError::invalid(format!("annotations[{NETWORK:?}]"), "is not \"none\"")),
+    }
 }
 
 /// What needs more than to be handed on.
