@@ -130,5 +130,9 @@ type Opened = Result<Arc<dyn Driver>, (&'static str, NetError)>;
 /// The drivers of this build.
 fn drivers(settings: &Settings) -> Vec<Opened> {
     let bridge = bridge::Bridge::open(settings.of_bridge());
-    vec![bridge.map(|driver| Arc::new(driver) as Arc<dyn Driver>).map_err(|e| ("bridge", e))]
+    let cni = cni::Cni::open(settings.of_cni());
+    vec![
+        bridge.map(|driver| Arc::new(driver) as Arc<dyn Driver>).map_err(|e| ("bridge", e)),
+        cni.map(|driver| Arc::new(driver) as Arc<dyn Driver>).map_err(|e| (cni::NAME, e)),
+    ]
 }

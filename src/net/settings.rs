@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::bridge;
+use super::{bridge, cni};
 
 /// Which driver connects pods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
@@ -99,6 +99,21 @@ impl Settings {
             isolated: self.isolate,
             masquerade: self.masquerade,
             state_dir: usual.state_dir,
+        }
+    }
+
+    pub(super) fn of_cni(&self) -> cni::Settings {
+        let usual = cni::Deadlines::default();
+        cni::Settings {
+            config_dir: self.cni_config_dir.clone(),
+            plugin_dirs: self.cni_plugin_dirs.clone(),
+            books: self.root.join("cni"),
+            template: self.cni_template.clone(),
+            ports_elsewhere: self.cni_ports_elsewhere,
+            deadlines: match self.cni_timeout {
+                Some(limit) => cni::Deadlines { add: limit, del: limit, ..usual },
+                None => usual,
+            },
         }
     }
 

@@ -25,6 +25,7 @@ mod mounts;
 mod namespaces;
 mod network;
 mod network_cli;
+mod network_cni;
 mod power;
 mod process;
 mod pulls;
