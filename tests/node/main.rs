@@ -26,6 +26,7 @@ mod namespaces;
 mod network;
 mod network_cli;
 mod network_cni;
+mod network_ports;
 mod power;
 mod process;
 mod pulls;
