@@ -150,7 +150,7 @@ fn files(directory: &Path) -> BTreeSet<String> {
 }
 
 /// Interfaces of the node's network but for the bridge itself, and whatever in the packet filter is some pod's: elements
-/// of sets and maps, rules that name an address, chains of CNI plugins.
+/// of sets and maps, chains of CNI plugins.
 fn network(holder: i32) -> BTreeSet<String> {
     let run = |program: &str, arguments: &[&str]| {
         let output = Command::new("nsenter")
@@ -165,7 +165,7 @@ fn network(holder: i32) -> BTreeSet<String> {
     let name = |line: &str| line.split(": ").nth(1).map(|name| name.split('@').next().unwrap_or(name).to_owned());
     let links = links.lines().filter_map(name).filter(|name| !["lo", "aril0"].contains(&name.as_str()));
     let rules = run("nft", &["list", "ruleset"]);
-    let is_pods = |line: &&str| line.contains("elements") || line.contains("comment") || line.contains("CNI-");
+    let is_pods = |line: &&str| line.contains("elements") || line.contains("CNI-");
     let rules = rules.lines().map(str::trim).filter(is_pods).map(|line| format!("nftables: {line}"));
     links.map(|name| format!("interface {name}")).chain(rules).collect()
 }
