@@ -60,6 +60,8 @@ impl Driver for Bridge {
         self.validate(request)?;
         let made = self.ready()?;
         let id = &request.id;
+        // An earlier try must not stand in its own way.
+        lock(&self.loopback).close(id);
         let warnings = self.try_ports(request)?;
         let pod = self.enter(request)?;
         let first = pod.addresses.first().map_or(IpAddr::from([0; 4]), |(ip, _)| *ip);
@@ -76,6 +78,7 @@ impl Driver for Bridge {
         configured.map_err(pod::entering)?.map_err(|refusal| refusal.about(format!("of sandbox {id}")))?;
         // Last: nobody is sent to a pod that is not there yet.
         self.open_ports(&pod)?;
+        lock(&self.loopback).serve(id, &pod, self.host.as_fd())?;
         Ok(Attachment { warnings, ..attachment(&pod, made.mtu, mac) })
     }
 
@@ -102,6 +105,7 @@ impl Driver for Bridge {
 
     fn teardown(&self, id: &SandboxId, _: Option<Namespace<'_>>) -> Vec<Leftover> {
         let mut books = lock(&self.books);
+        lock(&self.loopback).close(id);
         let Some(pod) = books.pods().get(id).cloned() else { return Vec::new() };
         let mut left = self.close_ports(id, &pod, &books);
         if left.is_empty() {
@@ -116,6 +120,7 @@ impl Driver for Bridge {
 
     fn reconcile(&self, live: &[Live]) -> Vec<Leftover> {
         let mut left = self.put_books_right(live);
+        left.extend(self.serve_loopback());
         if lock(&self.books).pods().is_empty() && lock(&self.made).is_none() {
             return left;
         }
@@ -174,6 +179,12 @@ impl Bridge {
         let failed =
             |source| NetError::Kernel { step: "enter network namespace", object: "of the host".into(), source };
         namespace::inside(self.host.as_fd(), all).map_err(failed)?
+    }
+
+    /// Has the daemon listen at ::1 for all pods in the books; what cannot be served.
+    fn serve_loopback(&self) -> Vec<Leftover> {
+        let books = lock(&self.books);
+        lock(&self.loopback).serve_these(books.pods(), self.host.as_fd())
     }
 
     fn open_ports(&self, pod: &Pod) -> Result<(), NetError> {

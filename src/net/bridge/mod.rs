@@ -4,6 +4,8 @@
 //! state directory. Never touches tables, devices or routes of others; what it changes of the host beyond its own is
 //! forwarding, which it only ever turns on.
 //!
+//! Host ports from ::1 are served by the daemon itself ([`loopback`]); all else works without it.
+//!
 //! No program is run: all goes by netlink, in few sends. A pair of devices is born where each end belongs, and is never
 //! deleted while somebody waits: both make the kernel wait for all processors. A pod's end goes with its namespace, and
 //! the host's end with that.
@@ -14,6 +16,7 @@ mod books;
 mod driver;
 mod host;
 mod link;
+mod loopback;
 mod netlink;
 mod nftables;
 mod pod;
@@ -29,6 +32,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use self::books::Books;
+use self::loopback::Loopback;
 use self::netlink::{Batch, Refusal, Socket};
 use self::nftables::{Element, Layout, Table};
 use self::range::Range;
@@ -117,6 +121,7 @@ pub struct Bridge {
     books: Mutex<Books>,
     route: Mutex<Socket>,
     table: Mutex<Table>,
+    loopback: Mutex<Loopback>,
 }
 
 /// A lock whose data stays right whatever a thread that panicked was about.
@@ -125,7 +130,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Bridge {
-    /// The driver for the calling thread's network namespace. Makes nothing there, nor on disk.
+    /// The driver for the calling thread's network namespace. Makes nothing there, nor on disk. Called outside of a
+    /// runtime of tokio it does not serve host ports at ::1.
     ///
     /// # Errors
     /// [`NetError::Invalid`] naming the setting; [`NetError::Io`] if the books cannot be read.
@@ -146,6 +152,7 @@ impl Bridge {
             books: Mutex::new(Books::open(&settings.state_dir, &ranges)?),
             route: Mutex::new(Socket::route().map_err(socket)?),
             table: Mutex::new(Table::open().map_err(socket)?),
+            loopback: Mutex::new(Loopback::open()),
             settings,
         })
     }
@@ -295,6 +302,7 @@ impl Bridge {
             }
             Err(e) => failed("devices of the host".into(), e.to_string()),
         }
+        lock(&self.loopback).close_all();
         if let Err(e) = lock(&self.table).delete() {
             failed("table of nftables".into(), e.to_string());
         }

@@ -1,5 +1,7 @@
 //! The driver against a kernel: a namespace stands for the host, others are pods. They want root.
 
+mod loopback;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
@@ -181,7 +183,7 @@ fn host_ports_lead_from_everywhere_to_the_pod() {
             assert_eq!(a.inside(|| ask((gateway, 8080))).expect("from the pod itself"), gateway);
         }
         assert_eq!(ask((localhost(true), 8080)).unwrap(), a.attachment.addresses[0].gateway.unwrap());
-        // By ::1 there is no way through the kernel: refused at once, not swallowed.
+        // By ::1 there is no way through the kernel: without the daemon refused at once, not swallowed.
         let refused = ask((localhost(false), 8080)).unwrap_err();
         assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
         bridge.teardown(&a.id, None);

@@ -125,7 +125,7 @@ pub fn rules(layout: &Layout) -> Vec<(&'static str, Expressions)> {
     let mut list = guard(layout);
     // What comes from outside for 127.0.0.1 is none of ours: it is for the routing code to drop.
     list.push(("prerouting", network(REACHED, LOOPBACK.0, LOOPBACK.1).verdict(Verdict::Return)));
-    // The kernel cannot lead a connection from ::1 out of the host: left to who listens there.
+    // The kernel cannot lead a connection from ::1 out of the host: the daemon listens there.
     let itself = IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]);
     list.push(("output", in_network(Expressions::default(), REACHED, itself, 128).verdict(Verdict::Return)));
     for chain in ["prerouting", "output"] {
