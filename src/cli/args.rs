@@ -185,9 +185,9 @@ pub struct ContainerArgs {
 #[derive(Debug, Clone, Default, Args)]
 #[allow(missing_docs)]
 pub struct SandboxArgs {
-    /// The pod's network [default: none, with --publish pod]
-    #[arg(long, value_enum)]
-    pub network: Option<Network>,
+    /// The pod's network
+    #[arg(long, value_enum, default_value_t)]
+    pub network: Network,
     /// Lead a port of this machine, or as many in a row, to the pod
     #[arg(short, long, value_name = "[IP:]PORT:PORT[/tcp|/udp|/sctp]", action = ArgAction::Append, value_parser = parse::publish)]
     pub publish: Vec<parse::Publish>,
@@ -214,11 +214,11 @@ pub enum PullPolicy {
 /// Where a pod's network comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Network {
-    /// A network namespace with loopback alone
+    /// Its own, with an address that this machine and other pods reach
     #[default]
-    None,
-    /// A network namespace with an address that this machine and other pods reach
     Pod,
+    /// Its own with loopback alone
+    None,
     /// This machine's network
     Host,
 }

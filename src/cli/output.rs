@@ -89,6 +89,13 @@ pub(super) fn complain(message: &str) {
     writeln!(io::stderr().lock(), "{label} {message}").ok();
 }
 
+/// Tells of something that is less than was asked for, on standard error.
+pub(super) fn warn(message: &str) {
+    let label = paint("warning:", Colour::Yellow, coloured(&io::stderr()));
+    // As above.
+    writeln!(io::stderr().lock(), "{label} {message}").ok();
+}
+
 /// Says something to the person, beside the output.
 pub(super) fn remark(message: &str) {
     // As above.

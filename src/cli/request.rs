@@ -36,13 +36,12 @@ pub(super) fn sandbox(new: &NewPod<'_>, args: &SandboxArgs, privileged: bool) ->
         ..Default::default()
     };
     // With the host's network the host's name is the one that means something.
-    let network = network(args);
-    let hostname = match (&args.hostname, network) {
+    let hostname = match (&args.hostname, args.network) {
         (Some(name), _) => name.clone(),
         (None, Network::Host) => String::new(),
         (None, Network::None | Network::Pod) => hostname(new.name),
     };
-    if network == Network::None {
+    if args.network == Network::None {
         annotations.insert(NETWORK.to_owned(), "none".to_owned());
     }
     cri::PodSandboxConfig {
@@ -91,19 +90,13 @@ pub(super) fn image(name: &str) -> cri::ImageSpec {
     cri::ImageSpec { image: name.to_owned(), user_specified_image: name.to_owned(), ..Default::default() }
 }
 
-/// The network asked for. Ports that lead to a pod ask for one by themselves; else what is not asked for is not given.
-fn network(args: &SandboxArgs) -> Network {
-    let usual = if args.publish.is_empty() { Network::None } else { Network::Pod };
-    args.network.unwrap_or(usual)
-}
-
 /// Refuses ports that lead to a pod without a network of its own.
 pub(super) fn check_ports(args: &SandboxArgs) -> Result<(), CliError> {
     let reason = match args.network {
         _ if args.publish.is_empty() => return Ok(()),
-        Some(Network::Host) => "--publish with --network host: the pod's ports are this machine's already",
-        Some(Network::None) => "--publish with --network none: nothing leads into such a pod; use --network pod",
-        Some(Network::Pod) | None => return Ok(()),
+        Network::Host => "--publish with --network host: the pod's ports are this machine's already",
+        Network::None => "--publish with --network none: nothing leads into such a pod; use --network pod",
+        Network::Pod => return Ok(()),
     };
     Err(CliError::Usage(reason.to_owned()))
 }
@@ -119,7 +112,7 @@ fn mappings(publish: &Publish) -> impl Iterator<Item = cri::PortMapping> {
 }
 
 fn namespaces(args: &SandboxArgs) -> cri::NamespaceOption {
-    let network = match network(args) {
+    let network = match args.network {
         Network::Host => cri::NamespaceMode::Node,
         Network::None | Network::Pod => cri::NamespaceMode::Pod,
     };
@@ -265,6 +258,7 @@ mod tests {
         let config = sandbox(&pod(), &SandboxArgs::default(), false);
         assert_eq!((config.hostname.as_str(), config.log_directory.as_str()), ("web-1", "/l/u"));
         assert_eq!(config.annotations[OWN_POD], "true");
+        assert_eq!(config.annotations.get(NETWORK), None);
         let security = config.linux.unwrap().security_context.unwrap();
         let options = security.namespace_options.unwrap();
         assert_eq!(options.network, cri::NamespaceMode::Pod as i32);
@@ -272,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_bring_a_network() {
+    fn ports_want_a_network_of_the_pods_own() {
         let publish = |text: &str| vec![parse::publish(text).unwrap()];
         let args = SandboxArgs { publish: publish("8000-8001:80-81"), ..Default::default() };
         let config = sandbox(&pod(), &args, false);
@@ -280,15 +274,16 @@ mod tests {
         assert_eq!((ports, config.annotations.get(NETWORK)), (vec![(8000, 80), (8001, 81)], None));
         assert!(check_ports(&args).is_ok());
         for network in [Network::None, Network::Host] {
-            assert!(check_ports(&SandboxArgs { network: Some(network), ..args.clone() }).is_err());
+            assert!(check_ports(&SandboxArgs { network, ..args.clone() }).is_err());
         }
-        let alone = sandbox(&pod(), &SandboxArgs::default(), false);
+        let none = SandboxArgs { network: Network::None, ..Default::default() };
+        let alone = sandbox(&pod(), &none, false);
         assert_eq!(alone.annotations.get(NETWORK).map(String::as_str), Some("none"));
     }
 
     #[test]
     fn the_hosts_network_brings_the_hosts_name() {
-        let args = SandboxArgs { network: Some(Network::Host), pid: PidMode::Host, ..Default::default() };
+        let args = SandboxArgs { network: Network::Host, pid: PidMode::Host, ..Default::default() };
         let config = sandbox(&pod(), &args, true);
         assert_eq!(config.hostname, "");
         let security = config.linux.unwrap().security_context.unwrap();

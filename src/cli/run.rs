@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::args::{ContainerArgs, Output, PidMode, PodCreateArgs, RunArgs, SandboxArgs};
+use super::args::{ContainerArgs, Network, Output, PidMode, PodCreateArgs, RunArgs, SandboxArgs};
 use super::connect::Daemon;
 use super::error::CliError;
 use super::find::{LOG_DIRECTORY, OWN_POD, Objects, container_name, pod_name};
@@ -170,11 +170,33 @@ async fn make_pod(
     let config = request::sandbox(&NewPod { name, uid: &uid, own, logs: &logs }, args, privileged);
     let request = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
     match daemon.runtime.run_pod_sandbox(request).await {
-        Ok(answer) => Ok(Pod { id: answer.into_inner().pod_sandbox_id, config, pid: args.pid, logs: Some(logs) }),
+        Ok(answer) => {
+            let id = answer.into_inner().pod_sandbox_id;
+            if args.network == Network::Pod {
+                tell_of_missing_network(daemon, name, &id).await;
+            }
+            Ok(Pod { id, config, pid: args.pid, logs: Some(logs) })
+        }
         Err(status) => {
             remove::remove_logs(Some(&logs));
             Err(status.into())
         }
+    }
+}
+
+/// Says so if a pod that was to be connected is not. The pod is there, so a question that is not answered fails nothing.
+async fn tell_of_missing_network(daemon: &mut Daemon, name: &str, id: &str) {
+    let request = cri::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: false };
+    let Ok(answer) = daemon.runtime.pod_sandbox_status(request).await else { return };
+    let network = answer.into_inner().status.and_then(|status| status.network);
+    if network.is_some_and(|network| !network.ip.is_empty()) {
+        return;
+    }
+    let Ok(answer) = daemon.node.info(InfoRequest {}).await else { return };
+    let problem = answer.into_inner().network_problem;
+    // A plugin may connect a pod without giving it an address.
+    if !problem.is_empty() {
+        output::warn(&format!("pod {name} has no network but loopback: {problem}; `--network none` asks for that"));
     }
 }
 

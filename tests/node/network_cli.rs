@@ -6,7 +6,7 @@ use std::process::Output;
 use serde_json::Value;
 
 use crate::support::TestNode;
-use crate::support::network::{hear, node_with};
+use crate::support::network::{ask, hear, node_with};
 
 fn aril(node: &TestNode, arguments: &[&str]) -> Output {
     node.aril(arguments.iter().copied()).output().expect("run aril")
@@ -76,12 +76,79 @@ fn ports_that_lead_nowhere_are_refused() {
 }
 
 #[test]
-fn what_is_not_asked_for_is_not_given() {
+fn a_pod_has_its_own_network_unless_another_is_asked_for() {
     let node = TestNode::start();
-    let links = ok(&node, &["run", "--rm", "--entrypoint", "sh", "probe", "-c", "ip addr"]);
-    assert!(links.contains("127.0.0.1") && !links.contains("eth0"), "{links}");
-    let links = ok(&node, &["run", "--rm", "--network", "pod", "--entrypoint", "sh", "probe", "-c", "ip addr"]);
-    assert!(links.contains("eth0"), "{links}");
+    let links = |flags: &[&str]| {
+        let all = [&["run", "--rm"], flags, &["--entrypoint", "sh", "probe", "-c", "ip addr"]].concat();
+        let output = aril(&node, &all);
+        assert!(output.status.success(), "{output:?}");
+        assert!(output.stderr.is_empty(), "{output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    for usual in [&[][..], &["--network", "pod"]] {
+        let links = links(usual);
+        assert!(links.contains("127.0.0.1") && links.contains("eth0"), "{links}");
+    }
+    let alone = links(&["--network", "none"]);
+    assert!(alone.contains("127.0.0.1") && !alone.contains("eth0"), "{alone}");
+    ok(&node, &["pod", "create", "usual"]);
+    ok(&node, &["pod", "create", "--network", "none", "alone"]);
+    ok(&node, &["create", "--name", "made", "probe", "true"]);
+    let pods = json(&node, &["pods"]);
+    let ips = |name: &str| {
+        let pod = pods.as_array().unwrap().iter().find(|pod| pod["name"] == name).expect(name);
+        pod["ips"].as_array().map_or(0, Vec::len)
+    };
+    assert!(ips("usual") > 0 && ips("made") > 0 && ips("alone") == 0, "{pods}");
+    // The bridge is up by now, and seen by whoever is on this machine's network.
+    let host = links(&["--network", "host"]);
+    assert!(host.contains("aril0"), "{host}");
+    ok(&node, &["rm", "-f", "usual", "alone", "made"]);
+    node.finish();
+}
+
+#[test]
+fn a_pod_that_cannot_be_connected_says_so_and_runs() {
+    let node = node_with("network.driver = \"none\"\n");
+    for (command, network, told) in [
+        (&["run", "--rm", "--entrypoint", "true", "probe"][..], &[][..], true),
+        (&["run", "--rm", "--entrypoint", "true", "probe"], &["--network", "none"], false),
+        (&["run", "--rm", "--entrypoint", "true", "probe"], &["--network", "host"], false),
+        (&["create", "--name", "made", "probe"], &[], true),
+        (&["pod", "create", "empty"], &[], true),
+    ] {
+        let (name, flags) = command.split_last().unwrap();
+        let all = [flags, network, &[*name]].concat();
+        let output = aril(&node, &all);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{all:?}: {error}");
+        let warned = error.contains("warning: pod") && error.contains("loopback") && error.contains("network.driver");
+        assert_eq!(warned, told, "{all:?}: {error}");
+    }
+    ok(&node, &["rm", "-f", "made", "empty"]);
+    node.finish();
+}
+
+#[test]
+fn published_ports_carry_traffic() {
+    let node = TestNode::start();
+    let own = node.inside("ip").args(["address", "add", "192.0.2.1/32", "dev", "lo"]).status().unwrap();
+    assert!(own.success());
+    let script =
+        "mkdir -p /a /b; echo first >/a/word; echo second >/b/word; httpd -p 80 -h /a; exec httpd -f -p 81 -h /b";
+    let flags = ["-p", "18080-18081:80-81", "-p", "127.0.0.1:18082:80", "--entrypoint", "sh"];
+    ok(&node, &[&["run", "-d", "--name", "web"], &flags[..], &["probe", "-c", script]].concat());
+    for host in ["127.0.0.1", "192.0.2.1"] {
+        for (port, word) in [(18080, "first"), (18081, "second")] {
+            assert_eq!(hear(&node, SocketAddr::new(host.parse().unwrap(), port)), word, "{host}:{port}");
+        }
+    }
+    assert_eq!(hear(&node, "127.0.0.1:18082".parse().unwrap()), "first");
+    assert!(ask(&node, "192.0.2.1:18082".parse().unwrap()).is_err(), "it was published on loopback alone");
+    let error = fails(&node, &["run", "--rm", "-p", "18081:80", "probe", "true"]);
+    assert!(error.contains("18081"), "{error}");
+    ok(&node, &["rm", "-f", "web"]);
+    assert!(ask(&node, "127.0.0.1:18080".parse().unwrap()).is_err());
     node.finish();
 }
 
