@@ -4,16 +4,18 @@
 //! same number and port. Over channels the ports are known from the start, and each is one connection.
 
 use std::collections::HashMap;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
-use tokio::time::{sleep_until, timeout};
+use tokio::time::{sleep, sleep_until, timeout};
 use tracing::debug;
 
 use super::link::{Link, Opened, Piece};
@@ -22,7 +24,10 @@ use super::spdy::{Headers, status, value};
 use super::{Backend, limits, websocket};
 
 /// How long a connection may be in the making.
-const CONNECT: std::time::Duration = std::time::Duration::from_secs(30);
+const CONNECT: Duration = Duration::from_secs(30);
+
+/// How long a client may send nothing to a pod that has said all it will; most have no more to say, and do not say so.
+const HALF_OPEN: Duration = Duration::from_secs(60);
 
 /// A stream whose counterpart is not there yet.
 #[derive(Debug)]
@@ -144,7 +149,7 @@ fn purpose(id: u32, headers: &Headers) -> Option<(bool, u16, String)> {
     Some((is_data, port, request))
 }
 
-/// One connection, from its making to the end of both directions.
+/// One connection, from its making to the end of both directions, or until the client wants no more of it.
 async fn connection<B: Backend>(
     backend: Arc<B>,
     sandbox: String,
@@ -153,84 +158,135 @@ async fn connection<B: Backend>(
     error: Opened,
     outlet: Arc<Outlet>,
 ) {
-    let Opened { id, input, reset, .. } = data;
-    let made = timeout(CONNECT, backend.connect(&sandbox, port)).await;
-    let made = made.unwrap_or_else(|_| Err(format!("port {port} did not answer within {}s", CONNECT.as_secs())));
-    match made {
-        Ok(connection) => {
-            let copied = both_ways(connection, input, id, &outlet);
-            // A stream that is merely closed is no reason to stop.
-            let reset = async {
-                if reset.await.is_err() {
-                    std::future::pending::<()>().await;
-                }
-            };
-            tokio::select! {
-                () = copied => {}
-                () = reset => {}
-            }
-        }
-        Err(reason) => {
+    let id = data.id;
+    let mut reset = pin!(reset(data.reset));
+    let made = tokio::select! {
+        made = timeout(CONNECT, backend.connect(&sandbox, port)) => Some(made),
+        () = &mut reset => None,
+    };
+    let timed_out = |_| Err(format!("port {port} did not answer within {}s", CONNECT.as_secs()));
+    match made.map(|made| made.unwrap_or_else(timed_out)) {
+        Some(Ok(connection)) => both_ways(connection, data.input, reset, [id, error.id], &outlet).await,
+        Some(Err(reason)) => {
             // The reader notices if the client is gone.
             outlet.all(error.id, Parcel::of(reason.as_bytes())).await.ok();
-            outlet.end(id).await;
+            end([id, error.id], &outlet).await;
         }
+        None => forget([id, error.id], &outlet).await,
     }
-    outlet.end(error.id).await;
 }
 
-/// Each direction ends by itself, and the other goes on.
-async fn both_ways(connection: TcpStream, input: mpsc::Receiver<Piece>, id: u32, outlet: &Outlet) {
+/// Ends when the client resets a stream. One that is merely closed is no reason to stop.
+async fn reset(told: oneshot::Receiver<()>) {
+    if told.await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+async fn end([data, error]: [u32; 2], outlet: &Outlet) {
+    outlet.end(data).await;
+    outlet.end(error).await;
+}
+
+/// As [`end`], of a connection whose data the client wants no more of.
+async fn forget([data, error]: [u32; 2], outlet: &Outlet) {
+    outlet.forget(data);
+    outlet.end(error).await;
+}
+
+/// Each direction ends by itself, and the other goes on: the client's until nothing comes any more.
+///
+/// The stream for errors ends with what the pod sends. Clients wait for that before they close their side.
+async fn both_ways(
+    connection: TcpStream,
+    input: mpsc::Receiver<Piece>,
+    mut reset: Pin<&mut impl Future<Output = ()>>,
+    streams: [u32; 2],
+    outlet: &Outlet,
+) {
     // It only makes small packets wait; without that it is slower, not wrong.
     connection.set_nodelay(true).ok();
     let (reader, writer) = connection.into_split();
-    let back = async {
-        back(reader, id, outlet).await;
-        outlet.end(id).await;
-    };
-    if outlet.has_ends() {
-        tokio::join!(there(input, writer), back);
-    } else {
-        // A client that cannot say that it has no more to send is over with the pod.
-        let there = async {
-            there(input, writer).await;
-            std::future::pending::<()>().await;
-        };
+    let taken = AtomicU64::new(0);
+    let mut there = pin!(there(input, writer, &taken));
+    let mut is_over = false;
+    {
+        let mut back = pin!(back(reader, reset.as_mut(), streams[0], outlet));
+        loop {
+            tokio::select! {
+                is_reset = &mut back => {
+                    match is_reset {
+                        true => forget(streams, outlet).await,
+                        false => end(streams, outlet).await,
+                    }
+                    // A client that cannot say that it has no more to send is over with the pod.
+                    if is_reset || is_over || !outlet.has_ends() {
+                        return;
+                    }
+                    break;
+                }
+                () = &mut there, if !is_over => is_over = true,
+            }
+        }
+    }
+    loop {
+        let before = taken.load(Ordering::Relaxed);
         tokio::select! {
-            () = back => {}
-            () = there => {}
+            () = &mut there => return,
+            () = &mut reset => return,
+            () = sleep(HALF_OPEN) => if taken.load(Ordering::Relaxed) == before {
+                return;
+            }
         }
     }
 }
 
-/// Takes what the client sends to the pod, and its end.
-async fn there(mut input: mpsc::Receiver<Piece>, mut writer: OwnedWriteHalf) {
+/// Takes what the client sends to the pod, and its end; counts what was `taken`.
+async fn there(mut input: mpsc::Receiver<Piece>, mut writer: OwnedWriteHalf, taken: &AtomicU64) {
     while let Some(piece) = input.recv().await {
         if writer.write_all(&piece.bytes).await.is_err() {
             break;
         }
+        taken.fetch_add(1, Ordering::Relaxed);
     }
     // One that is gone is closed.
     writer.shutdown().await.ok();
 }
 
-/// Takes what the pod sends to the client, until its end.
-async fn back(reader: OwnedReadHalf, id: u32, outlet: &Outlet) {
-    while reader.readable().await.is_ok() {
+/// Takes what the pod sends to the client, until its end, or the client's `reset`: then it is true.
+///
+/// A frame once begun is sent whole even so: others come behind it on the same connection.
+async fn back(reader: OwnedReadHalf, mut reset: Pin<&mut impl Future<Output = ()>>, id: u32, outlet: &Outlet) -> bool {
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut reset => return true,
+            readable = reader.readable() => if readable.is_err() {
+                return false;
+            }
+        }
         // Only while there is something to read is there memory for it.
         let mut parcel = Parcel::new();
         loop {
             match reader.try_read(parcel.room()) {
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => break,
-                Ok(0) | Err(_) => return,
+                Ok(0) | Err(_) => return false,
                 Ok(length) => {
                     if outlet.data(id, &mut parcel, length).await.is_err() {
-                        return;
+                        return false;
+                    }
+                    if poll_once(reset.as_mut()).await {
+                        return true;
                     }
                 }
             }
         }
     }
+}
+
+/// Whether something is over already.
+async fn poll_once(mut future: Pin<&mut impl Future<Output = ()>>) -> bool {
+    std::future::poll_fn(|context| Poll::Ready(future.as_mut().poll(context).is_ready())).await
 }
 
 #[cfg(test)]

@@ -65,6 +65,8 @@ pub(super) struct Opened {
     pub input: mpsc::Receiver<Piece>,
     /// Told if the client wants no more of it, in either direction.
     pub reset: oneshot::Receiver<()>,
+    /// One of those there are, until nobody deals with the stream any more; a client that resets it gains none.
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 #[derive(Debug)]
@@ -99,6 +101,7 @@ pub(super) struct Link {
     newcomers: mpsc::Sender<Opened>,
     last: u32,
     room: Arc<Semaphore>,
+    places: Arc<Semaphore>,
 }
 
 impl Link {
@@ -129,17 +132,22 @@ impl Link {
             newcomers,
             last: 0,
             room: Arc::new(Semaphore::new(limits::INPUT_BYTES)),
+            places: Arc::new(Semaphore::new(limits::STREAMS)),
         };
         (link, streams)
     }
 
     /// A stream that is there from the start.
     pub fn channel(&mut self, id: u32) -> Opened {
+        self.open(id, Headers::new(), None)
+    }
+
+    fn open(&mut self, id: u32, headers: Headers, place: Option<OwnedSemaphorePermit>) -> Opened {
         self.outlet.begin(id);
         let (input, theirs) = mpsc::channel(limits::PIECES);
         let (reset, told) = oneshot::channel();
         self.inlets.insert(id, Inlet { input: Some(input), reset });
-        Opened { id, headers: Headers::new(), input: theirs, reset: told }
+        Opened { id, headers, input: theirs, reset: told, _place: place }
     }
 
     /// Reads until the client is gone. To be dropped only if nothing more is to be sent.
@@ -178,6 +186,8 @@ impl Link {
 
     /// Does what the next frame says; `None` if more must be read first, `false` if the client is gone.
     async fn step(&mut self) -> Result<Option<bool>, LinkError> {
+        // Frames of a few bytes may cost a thousand times that to inflate: others have their turn between them.
+        tokio::task::coop::consume_budget().await;
         let event = match &mut self.wire {
             Wire::Spdy(decoder) => {
                 let Some(frame) = decoder.decode(&mut self.input)? else { return Ok(None) };
@@ -193,7 +203,11 @@ impl Link {
         };
         match event {
             None => Ok(None),
-            Some(Event::Close) => Ok(Some(false)),
+            Some(Event::Close) => {
+                // It wants the same in return, and not to be waited for.
+                timeout(GLANCE, self.outlet.close(websocket::NORMAL)).await.ok();
+                Ok(Some(false))
+            }
             Some(Event::Ping(bytes)) => {
                 self.outlet.pong(&bytes).await;
                 Ok(Some(true))
@@ -228,6 +242,7 @@ impl Link {
                 }
             }
             Frame::Reset { id, .. } => {
+                self.outlet.lift(id);
                 if let Some(inlet) = self.inlets.remove(&id) {
                     // Who has dropped the stream need not know.
                     inlet.reset.send(()).ok();
@@ -250,12 +265,11 @@ impl Link {
         if self.inlets.len() >= limits::STREAMS {
             self.inlets.retain(|_, inlet| !inlet.reset.is_closed());
         }
-        if self.inlets.len() >= limits::STREAMS {
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
             self.outlet.reset(id, spdy::status::REFUSED_STREAM).await;
             return Ok(true);
-        }
-        let mut opened = self.channel(id);
-        opened.headers = headers;
+        };
+        let opened = self.open(id, headers, Some(place));
         if fin {
             self.end(id);
         }

@@ -1,7 +1,7 @@
 //! What goes to a client: whole frames, one after the other, as fast as it reads.
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex as StdMutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -70,12 +70,21 @@ pub(super) struct Outlet {
     windows: StdMutex<Windows>,
     opened: Notify,
     activity: AtomicU64,
+    /// The last message was sent.
+    is_closed: AtomicBool,
 }
 
 impl Outlet {
     pub fn new(half: OwnedWriteHalf, framing: Framing) -> Self {
         let writer = Mutex::new(Writer { half, deflater: Deflater::default() });
-        Self { framing, writer, windows: StdMutex::default(), opened: Notify::new(), activity: AtomicU64::new(0) }
+        Self {
+            framing,
+            writer,
+            windows: StdMutex::default(),
+            opened: Notify::new(),
+            activity: AtomicU64::new(0),
+            is_closed: AtomicBool::new(false),
+        }
     }
 
     /// Sends the first `length` bytes of a parcel on a stream. Dropping the future breaks the connection.
@@ -137,6 +146,17 @@ impl Outlet {
         self.control(|_, out| out.extend(spdy::data_head(stream, 0, true))).await;
     }
 
+    /// The client wants no more of a stream: what is under way to it waits for no window.
+    pub fn lift(&self, stream: u32) {
+        self.windows().lift(stream);
+        self.opened.notify_waiters();
+    }
+
+    /// Nothing more is sent on a stream, and nobody waits to be told.
+    pub fn forget(&self, stream: u32) {
+        self.windows().end(stream);
+    }
+
     /// Agrees to a stream.
     pub async fn accept(&self, stream: u32) {
         self.control(|deflater, out| deflater.syn_reply(stream, out)).await;
@@ -159,9 +179,9 @@ impl Outlet {
         self.close(websocket::PROTOCOL_ERROR).await;
     }
 
-    /// Ends the messages of a WebSocket.
+    /// Ends the messages of a WebSocket, once.
     pub async fn close(&self, code: u16) {
-        if self.framing != Framing::Spdy {
+        if self.framing != Framing::Spdy && !self.is_closed.swap(true, Ordering::Relaxed) {
             let mut out = Vec::new();
             websocket::close(code, &mut out);
             // One that is gone needs no end.

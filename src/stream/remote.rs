@@ -109,6 +109,8 @@ pub(super) async fn serve<B: Backend>(
             Some(streams) => streams,
             None => timeout(limits::STREAMS_MADE, gather(&mut newcomers, &outlet, stdio, manner)).await.ok()?,
         };
+        // Any further ones are refused.
+        drop(newcomers);
         // Clients that use channels have no other sign that somebody is there.
         if manner.channels
             && let Some(first) = streams.stdout.as_ref().or(streams.stderr.as_ref())

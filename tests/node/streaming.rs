@@ -124,6 +124,8 @@ fn websockets_carry_the_same() {
         texts.push(String::from_utf8(message).unwrap());
     }
     assert!(texts.contains(&"1aGVsbG8K".to_owned()), "{texts:?}");
+    // Who closes is answered, as RFC 6455 wants it.
+    assert!(websocket(&node, &exec(&node, &container, &["sleep", "5555"], |_| {}), V4).close());
     node.finish();
 }
 
@@ -382,6 +384,76 @@ fn ports_of_a_pod_are_forwarded() {
         assert_eq!(channels.receive().unwrap(), b"\0hello");
         pod.remove().unwrap();
     }
+    node.finish();
+}
+
+/// The streams of a connection to a port: for errors, for data.
+fn pair(client: &mut Spdy, port: &str, request: &str) -> (u32, u32) {
+    let kind = |kind| [("streamType", kind), ("port", port), ("requestID", request)];
+    (client.stream(&kind("error")), client.stream(&kind("data")))
+}
+
+#[test]
+fn a_connection_given_up_by_either_side_leaves_the_others_whole() {
+    let node = start();
+    let pod = node.run_pod("ports");
+    let listeners = [("8080", "cat", ""), ("8081", "yes", "0123456789"), ("8082", "echo", "bye")];
+    let servers = listeners.map(|(port, program, word)| {
+        let command = ["nc", "-ll", "-p", port, "-e", program, word];
+        pod.container(command.into_iter().filter(|word| !word.is_empty())).run()
+    });
+    wait_for("the listeners", PATIENCE, || {
+        let all = servers[0].sh("netstat -ltn");
+        listeners.iter().all(|(port, ..)| all.contains(&format!(":{port} "))).then_some(())
+    });
+    let mut client = spdy(&node, &forward(&node, &pod, vec![]), "portforward.k8s.io");
+    // The pod has said all: a client waits for the end of errors before it closes its side.
+    let (error, data) = pair(&mut client, "8082", "1");
+    assert_eq!(client.read_to_end(data), b"bye\n");
+    assert_eq!(client.read_to_end(error), b"");
+    // The client has had enough of a flood while much of it is on its way.
+    let (_, echo) = pair(&mut client, "8080", "2");
+    client.send(echo, b"before ");
+    client.expect(echo, "before ");
+    let (error, flood) = pair(&mut client, "8081", "3");
+    std::thread::sleep(Duration::from_millis(500));
+    client.reset(flood);
+    client.send(echo, b"after");
+    client.expect(echo, "before after");
+    assert_eq!(client.read_to_end(error), b"");
+    assert!(client.text(flood).starts_with("0123456789\n0123456789\n"));
+    client.hang_up();
+    pod.remove().unwrap();
+    node.finish();
+}
+
+#[test]
+fn streams_given_up_make_no_room_for_more() {
+    let node = start();
+    let pod = node.run_pod("flood");
+    let mut client = spdy(&node, &forward(&node, &pod, vec![]), "portforward.k8s.io");
+    for i in 0..2000 {
+        let request = i.to_string();
+        let half = client.stream(&[("streamType", "data"), ("port", "80"), ("requestID", &request)]);
+        client.reset(half);
+    }
+    client.ping(1);
+    assert!(client.read_until(PATIENCE, |c| c.pongs == [1]));
+    assert!(client.resets.len() >= 1700, "{} of 2000 streams were refused", client.resets.len());
+    client.hang_up();
+    // A session has its streams; those beyond them are refused, and hold up nothing.
+    let container = pod.sleeper();
+    let url = exec(&node, &container, &["cat"], |r| r.stdin = true);
+    let mut client = spdy(&node, &url, V4);
+    let [_, stdin, stdout, _] = client.streams(["error", "stdin", "stdout", "stderr"]);
+    client.send(stdin, b"one");
+    client.expect(stdout, "one");
+    let more: Vec<u32> = (0..20).map(|_| client.stream(&[("streamType", "resize")])).collect();
+    client.send(stdin, b"two");
+    client.expect(stdout, "onetwo");
+    assert_eq!(client.resets, more);
+    client.hang_up();
+    pod.remove().unwrap();
     node.finish();
 }
 

@@ -137,6 +137,13 @@ impl Spdy {
         self.send_raw(&spdy::data_head(stream, 0, true));
     }
 
+    /// Wants no more of a stream.
+    pub fn reset(&mut self, stream: u32) {
+        let mut out = Vec::new();
+        spdy::reset(stream, spdy::status::CANCEL, &mut out);
+        self.send_raw(&out);
+    }
+
     /// Asks whether anybody is there.
     pub fn ping(&mut self, id: u32) {
         let mut out = Vec::new();
@@ -277,6 +284,18 @@ impl WebSocket {
         // A mask of zeros changes nothing.
         let frame = [&*head, &[0; 4], message].concat();
         self.connection.write_all(&frame).expect("send to the streaming server");
+    }
+
+    /// Says that nothing more comes; tells whether the server does, too.
+    pub fn close(mut self) -> bool {
+        self.connection.write_all(&[0x88, 0x80, 0, 0, 0, 0]).expect("send to the streaming server");
+        self.connection.read_to_end(&mut self.input).expect("read from the streaming server");
+        while let Some((kind, _)) = self.frame() {
+            if kind == 8 {
+                return true;
+            }
+        }
+        false
     }
 
     /// The next message; none at the end.

@@ -48,6 +48,13 @@ impl Windows {
         }
     }
 
+    /// There is nothing to wait for on a stream any more.
+    pub fn lift(&mut self, stream: u32) {
+        if let Some(window) = self.streams.get_mut(&stream) {
+            window.granted = i64::MAX / 2;
+        }
+    }
+
     /// The peer says how wide windows are at first; that goes for streams there are, too.
     pub fn set_initial(&mut self, bytes: u32) {
         self.are_kept = true;
@@ -98,6 +105,8 @@ mod tests {
         assert_eq!(windows.take(1, 10_000), 65_536 + 40_000 - 100_000);
         windows.set_initial(0);
         assert_eq!(windows.take(1, 10_000), 0);
+        windows.lift(1);
+        assert_eq!(windows.take(1, 10_000), 10_000);
         windows.end(1);
         assert!(windows.streams.is_empty());
         windows.open(1, u32::MAX);
