@@ -33,6 +33,7 @@ pub struct Client {
     image: String,
     cgroup: String,
     logs: PathBuf,
+    own_network: bool,
     serial: u32,
 }
 
@@ -53,6 +54,8 @@ pub struct Setting {
     pub cgroup: String,
     /// For container logs.
     pub logs: PathBuf,
+    /// Whether pods have a network namespace of their own.
+    pub own_network: bool,
 }
 
 impl Client {
@@ -67,8 +70,8 @@ impl Client {
             }
             sleep(Duration::from_millis(5)).await;
         }
-        let Setting { handler, image, cgroup, logs, .. } = setting;
-        Ok(Client { runtime, handler, image, cgroup, logs, serial: 0 })
+        let Setting { handler, image, cgroup, logs, own_network, .. } = setting;
+        Ok(Client { runtime, handler, image, cgroup, logs, own_network, serial: 0 })
     }
 
     /// One pod from its start to its removal.
@@ -91,6 +94,9 @@ impl Client {
         let start = Instant::now();
         let sandbox_id = self.runtime.run_pod_sandbox(run).await?.into_inner().pod_sandbox_id;
         pod.push(op::RUN, start.elapsed());
+        if self.own_network {
+            self.check_address(&sandbox_id).await?;
+        }
 
         let create = cri::CreateContainerRequest {
             pod_sandbox_id: sandbox_id.clone(),
@@ -161,6 +167,14 @@ impl Client {
         Ok(())
     }
 
+    /// A pod without an address would be made in no time.
+    async fn check_address(&mut self, sandbox_id: &str) -> Result<()> {
+        let request = cri::PodSandboxStatusRequest { pod_sandbox_id: sandbox_id.to_owned(), verbose: false };
+        let status = self.runtime.pod_sandbox_status(request).await?.into_inner().status.unwrap_or_default();
+        let ip = status.network.unwrap_or_default().ip;
+        if ip.is_empty() { Err("the pod has no address".into()) } else { Ok(()) }
+    }
+
     async fn await_ready(&self, name: &str) -> Result<()> {
         let log = self.logs.join(name).join("workload.log");
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -175,7 +189,7 @@ impl Client {
 
     fn sandbox_config(&self, name: &str) -> cri::PodSandboxConfig {
         let security_context = cri::LinuxSandboxSecurityContext {
-            namespace_options: Some(namespaces()),
+            namespace_options: Some(namespaces(self.own_network)),
             seccomp: Some(unconfined()),
             ..Default::default()
         };
@@ -206,7 +220,7 @@ impl Client {
             ..Default::default()
         };
         let security_context = cri::LinuxContainerSecurityContext {
-            namespace_options: Some(namespaces()),
+            namespace_options: Some(namespaces(self.own_network)),
             seccomp: Some(unconfined()),
             ..Default::default()
         };
@@ -225,10 +239,10 @@ impl Client {
     }
 }
 
-/// The host's network; a PID namespace for the container and an IPC namespace for the pod.
-fn namespaces() -> cri::NamespaceOption {
+/// The host's network or the pod's own; a PID namespace for the container and an IPC namespace for the pod.
+fn namespaces(own_network: bool) -> cri::NamespaceOption {
     let mut options = cri::NamespaceOption::default();
-    options.set_network(cri::NamespaceMode::Node);
+    options.set_network(if own_network { cri::NamespaceMode::Pod } else { cri::NamespaceMode::Node });
     options.set_pid(cri::NamespaceMode::Container);
     options.set_ipc(cri::NamespaceMode::Pod);
     options

@@ -20,6 +20,7 @@ mod image;
 mod memory;
 #[path = "../support/packages.rs"]
 mod packages;
+mod plugins;
 #[path = "../support/processes.rs"]
 mod processes;
 mod report;
@@ -39,7 +40,7 @@ use crate::runtimes::{Contestant, Host};
 use crate::samples::Samples;
 
 /// What `--install` brings.
-const PACKAGES: &[&str] = &["containerd", "runc", "crun", "busybox-static"];
+const PACKAGES: &[&str] = &["containerd", "runc", "crun", "busybox-static", "containernetworking-plugins", "iptables"];
 
 /// A benchmark is a program: what goes wrong is told to a person and ends it.
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -51,6 +52,31 @@ enum Runtime {
     Aril,
     ContainerdRunc,
     ContainerdCrun,
+    /// The built-in network.
+    ArilBridge,
+    /// The plugins alone, each run as CNI has it.
+    CniPlugins,
+    ArilCni,
+    ContainerdRuncCni,
+    ContainerdCrunCni,
+}
+
+/// What the pods of a runtime are connected to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Network {
+    Host,
+    Bridge,
+    Cni,
+}
+
+impl Network {
+    const fn name(self) -> &'static str {
+        match self {
+            Network::Host => "host",
+            Network::Bridge => "bridge",
+            Network::Cni => "cni",
+        }
+    }
 }
 
 impl Runtime {
@@ -61,7 +87,26 @@ impl Runtime {
             Runtime::Aril => "aril",
             Runtime::ContainerdRunc => "containerd-runc",
             Runtime::ContainerdCrun => "containerd-crun",
+            Runtime::ArilBridge => "aril-bridge",
+            Runtime::CniPlugins => "cni-plugins",
+            Runtime::ArilCni => "aril-cni",
+            Runtime::ContainerdRuncCni => "containerd-runc-cni",
+            Runtime::ContainerdCrunCni => "containerd-crun-cni",
         }
+    }
+
+    const fn network(self) -> Network {
+        match self {
+            Runtime::Floor | Runtime::Aril | Runtime::ContainerdRunc | Runtime::ContainerdCrun => Network::Host,
+            Runtime::ArilBridge => Network::Bridge,
+            Runtime::CniPlugins | Runtime::ArilCni | Runtime::ContainerdRuncCni | Runtime::ContainerdCrunCni => {
+                Network::Cni
+            }
+        }
+    }
+
+    const fn is_aril(self) -> bool {
+        matches!(self, Runtime::Aril | Runtime::ArilBridge | Runtime::ArilCni)
     }
 }
 
@@ -69,7 +114,7 @@ impl Runtime {
 #[derive(Debug, Parser)]
 #[command(name = "pod")]
 struct Args {
-    /// Installs the Debian packages containerd, runc, crun and busybox-static where missing
+    /// Installs the Debian packages of the peers (containerd, runc, crun, the CNI plugins) where missing
     #[arg(long)]
     install: bool,
     /// Measures only these
@@ -81,7 +126,7 @@ struct Args {
     /// Numbers of pods at which memory is read; "0" for the idle daemon only
     #[arg(long, value_delimiter = ',', value_name = "PODS", default_value = "1,20,100")]
     memory: Vec<usize>,
-    /// Floor and aril only, five pods, and fails if a pod's start takes 50 ms or a row is missing
+    /// Floor and aril (on the host's network and on its bridge) only, five pods, and fails if a pod's start takes 50 ms or a row is missing
     #[arg(long)]
     smoke: bool,
     /// The daemon to measure
@@ -110,7 +155,7 @@ struct Args {
 impl Args {
     fn wants(&self, runtime: Runtime) -> bool {
         let named = self.only.is_empty() || self.only.contains(&runtime);
-        named && (!self.smoke || matches!(runtime, Runtime::Floor | Runtime::Aril))
+        named && (!self.smoke || matches!(runtime, Runtime::Floor | Runtime::Aril | Runtime::ArilBridge))
     }
 
     fn iterations(&self) -> u32 {
@@ -127,6 +172,7 @@ fn main() -> ExitCode {
     let done = match role.as_str() {
         arena::ENTER => arena::enter(std::env::args_os().skip(2)),
         floor::ROLE => floor::serve(std::env::args_os().skip(2)),
+        plugins::ROLE => plugins::serve(std::env::args_os().skip(2)),
         _ => measure(&Args::parse()),
     };
     match done {
@@ -167,7 +213,7 @@ async fn run(args: &Args) -> Result<()> {
     };
     let mut report = Report::new(args.iterations());
     let chosen = choose(args, &host, &mut report)?;
-    for &runtime in chosen.iter().filter(|r| **r != Runtime::Floor) {
+    for &runtime in chosen.iter().filter(|r| **r != Runtime::Floor && r.network() == Network::Host) {
         memory::measure(runtime, &stage, &host, args.memory(), &mut report).await?;
     }
     let samples = time(&chosen, &stage, &host, args.iterations()).await?;
@@ -186,7 +232,7 @@ fn choose(args: &Args, host: &Host, report: &mut Report) -> Result<Vec<Runtime>>
                 report.version(runtime, version);
                 chosen.push(runtime);
             }
-            Err(why) if runtime == Runtime::Aril => return Err(why),
+            Err(why) if matches!(runtime, Runtime::Aril | Runtime::ArilBridge) => return Err(why),
             Err(why) => report.omit(runtime, &why.to_string()),
         }
     }

@@ -11,8 +11,23 @@ use crate::memory::Reading;
 use crate::samples::{Samples, Summary, op};
 use crate::{Result, Runtime};
 
-/// The network of the pods measured here.
-const NETWORK: &str = "host";
+/// A table: its name, whom the others are compared with, and who is in it.
+type Heat = (&'static str, Runtime, &'static [Runtime]);
+
+/// containerd's pods are connected by the plugins only, and compared with both of aril's ways.
+const HEATS: &[Heat] = &[
+    ("host network", Runtime::Aril, &[Runtime::Floor, Runtime::Aril, Runtime::ContainerdRunc, Runtime::ContainerdCrun]),
+    (
+        "own network namespace: aril's built-in bridge, containerd with the CNI plugins bridge, host-local, portmap",
+        Runtime::ArilBridge,
+        &[Runtime::ArilBridge, Runtime::ContainerdRuncCni, Runtime::ContainerdCrunCni],
+    ),
+    (
+        "own network namespace: the same CNI plugins for all",
+        Runtime::ArilCni,
+        &[Runtime::CniPlugins, Runtime::ArilCni, Runtime::ContainerdRuncCni, Runtime::ContainerdCrunCni],
+    ),
+];
 
 /// A start that takes longer than this fails `--smoke`, on however busy a machine.
 const SMOKE_LIMIT: Duration = Duration::from_millis(50);
@@ -57,24 +72,35 @@ impl Report {
     }
 
     pub fn print(&self) {
-        println!("host network, {} pods each, one at a time; milliseconds", self.iterations);
+        println!("{} pods each, one at a time; milliseconds", self.iterations);
         for (runtime, version) in &self.versions {
             println!("  {}: {version}", runtime.name());
         }
         for (runtime, why) in &self.omitted {
             println!("  {}: left out, {why}", runtime.name());
         }
-        println!("{}", self.times());
+        for heat in HEATS.iter().filter(|heat| self.p50(heat.1, op::RUN).is_some()) {
+            println!("\n{}\n{}", heat.0, self.times(heat));
+        }
+        if let Some(share) = self.own_share() {
+            println!("\nrun+create+start of aril-cni without what the plugins take alone: {:.2} ms", millis(share));
+        }
         if !self.memory.is_empty() {
             println!("\nmemory (PSS); per pod: all processes beside daemon and workload\n{}", self.memories());
         }
     }
 
-    fn times(&self) -> Table {
+    /// What of a pod's start with CNI is not the plugins' own time; they run while the rest does.
+    fn own_share(&self) -> Option<Duration> {
+        let plugins = self.p50(Runtime::CniPlugins, op::RUN)?;
+        Some(self.p50(Runtime::ArilCni, op::UP)?.saturating_sub(plugins))
+    }
+
+    fn times(&self, (_, base, members): &Heat) -> Table {
         let mut table = table(&["operation", "runtime", "min", "p50", "p99", "p50 / aril"], 2);
         let mut last = "";
-        for (runtime, op, summary) in &self.rows {
-            let ratio = self.p50(Runtime::Aril, op).map(|aril| summary.p50.as_secs_f64() / aril.as_secs_f64());
+        for (runtime, op, summary) in self.rows.iter().filter(|row| members.contains(&row.0)) {
+            let ratio = self.p50(*base, op).map(|aril| summary.p50.as_secs_f64() / aril.as_secs_f64());
             let shown = if *op == last { "" } else { op };
             last = op;
             table.add_row([
@@ -102,7 +128,7 @@ impl Report {
     fn json(&self) -> Value {
         let row = |(runtime, op, summary): &(Runtime, &str, Summary)| {
             json!({
-                "runtime": runtime.name(), "network": NETWORK, "op": op, "n": summary.n,
+                "runtime": runtime.name(), "network": runtime.network().name(), "op": op, "n": summary.n,
                 "min_ms": millis(summary.min), "p50_ms": millis(summary.p50), "p99_ms": millis(summary.p99),
             })
         };

@@ -9,8 +9,9 @@ use crate::client::{Client, Setting};
 use crate::floor::Floor;
 use crate::image::Images;
 use crate::packages::first_line;
+use crate::plugins::{self, Plugins};
 use crate::samples::Pod;
-use crate::{Result, Runtime};
+use crate::{Network, Result, Runtime};
 
 /// The programs and files of this machine that the runs need.
 #[derive(Debug)]
@@ -24,6 +25,7 @@ pub struct Host {
 #[derive(Debug)]
 pub enum Contestant {
     Floor(Floor),
+    Plugins(Plugins),
     Daemon(Daemon),
 }
 
@@ -31,6 +33,7 @@ impl Contestant {
     pub async fn start(runtime: Runtime, stage: &Stage, host: &Host) -> Result<Contestant> {
         match runtime {
             Runtime::Floor => Ok(Contestant::Floor(Floor::start(stage)?)),
+            Runtime::CniPlugins => Ok(Contestant::Plugins(Plugins::start(stage)?)),
             _ => Ok(Contestant::Daemon(Daemon::start(runtime, stage, host, "time").await?)),
         }
     }
@@ -39,6 +42,7 @@ impl Contestant {
     pub async fn pod(&mut self) -> Result<Pod> {
         match self {
             Contestant::Floor(floor) => floor.pod().await,
+            Contestant::Plugins(plugins) => plugins.pod().await,
             Contestant::Daemon(daemon) => match daemon.client.pod().await {
                 Ok(pod) => Ok(pod),
                 Err(error) => {
@@ -61,12 +65,22 @@ pub struct Daemon {
 impl Daemon {
     pub async fn start(runtime: Runtime, stage: &Stage, host: &Host, purpose: &str) -> Result<Daemon> {
         let mut arena = Arena::new(stage, &format!("{}-{purpose}", runtime.name()))?;
+        let own_network = runtime.network() != Network::Host;
+        if own_network {
+            arena = arena.with_network();
+        }
+        // Without a configuration there are no CNI pods.
+        fs::create_dir(arena.dir.join("net.d"))?;
+        if runtime.network() == Network::Cni {
+            fs::write(arena.dir.join("net.d/bench.conflist"), plugins::configuration(&arena.dir).to_string())?;
+        }
         let socket = arena.dir.join("cri.sock");
         let logs = arena.dir.join("logs");
         fs::create_dir(&logs)?;
-        match runtime {
-            Runtime::Aril => start_aril(&mut arena, host, &socket)?,
-            _ => start_containerd(&mut arena, host, &socket, runtime)?,
+        if runtime.is_aril() {
+            start_aril(&mut arena, host, &socket, runtime)?;
+        } else {
+            start_containerd(&mut arena, host, &socket, runtime)?;
         }
         let setting = Setting {
             socket: socket.clone(),
@@ -74,28 +88,35 @@ impl Daemon {
             image: host.images.busybox.name.clone(),
             cgroup: arena.cgroup.clone(),
             logs,
+            own_network,
         };
         let client = Client::connect(setting, || arena.check_daemon()).await?;
-        match runtime {
-            Runtime::Aril => import(aril_import(host, &socket), &host.images.busybox.path)?,
-            _ => {
-                import(ctr_import(&socket), &host.images.busybox.path)?;
-                import(ctr_import(&socket), &host.images.pause.path)?;
-            }
+        if runtime.is_aril() {
+            import(aril_import(host, &socket), &host.images.busybox.path)?;
+        } else {
+            import(ctr_import(&socket), &host.images.busybox.path)?;
+            import(ctr_import(&socket), &host.images.pause.path)?;
         }
         Ok(Daemon { name: runtime.name(), client, arena })
     }
 }
 
-fn start_aril(arena: &mut Arena, host: &Host, socket: &Path) -> Result<()> {
+fn start_aril(arena: &mut Arena, host: &Host, socket: &Path, runtime: Runtime) -> Result<()> {
+    let driver = match runtime.network() {
+        Network::Host => "none",
+        Network::Bridge => "bridge",
+        Network::Cni => "cni",
+    };
     let config = arena.dir.join("config.toml");
     let dir = arena.dir.display();
     let (socket, shim) = (socket.display(), fs::canonicalize(&host.shim)?);
     let text = format!(
         "root = \"{dir}/root\"\nstate = \"/run/aril\"\nsocket = \"{socket}\"\nshim = \"{}\"\n\
-         shim_cgroup = \"{}/shims\"\n",
+         shim_cgroup = \"{}/shims\"\n\
+         [network]\ndriver = \"{driver}\"\ncni_config_dir = \"{dir}/net.d\"\ncni_plugin_dirs = [\"{}\"]\n",
         shim.display(),
-        arena.cgroup
+        arena.cgroup,
+        plugins::DIRECTORY
     );
     fs::write(&config, text)?;
     arena.start(&fs::canonicalize(&host.aril)?, &["serve".into(), "--config".into(), config.into()])
@@ -109,7 +130,7 @@ fn start_containerd(arena: &mut Arena, host: &Host, socket: &Path, runtime: Runt
 
 /// Defaults, but for what keeps it inside its arena and what a host without CAP_SYS_RESOURCE needs.
 fn containerd_config(arena: &Arena, host: &Host, socket: &Path, runtime: Runtime) -> String {
-    let oci = if runtime == Runtime::ContainerdCrun { "crun" } else { "runc" };
+    let oci = oci(runtime);
     let dir = arena.dir.display();
     format!(
         r#"version = 2
@@ -122,8 +143,8 @@ address = "{socket}"
 sandbox_image = "{pause}"
 restrict_oom_score_adj = true
 [plugins."io.containerd.grpc.v1.cri".cni]
-bin_dir = "{dir}/cni"
-conf_dir = "{dir}/cni"
+bin_dir = "{plugins}"
+conf_dir = "{dir}/net.d"
 [plugins."io.containerd.grpc.v1.cri".containerd]
 snapshotter = "overlayfs"
 default_runtime_name = "{oci}"
@@ -135,7 +156,12 @@ SystemdCgroup = false
 "#,
         socket = socket.display(),
         pause = host.images.pause.name,
+        plugins = plugins::DIRECTORY,
     )
+}
+
+fn oci(runtime: Runtime) -> &'static str {
+    if matches!(runtime, Runtime::ContainerdCrun | Runtime::ContainerdCrunCni) { "crun" } else { "runc" }
 }
 
 fn aril_import(host: &Host, socket: &Path) -> Command {
@@ -169,15 +195,20 @@ pub fn version(runtime: Runtime, host: &Host) -> Result<String> {
         let daemon = daemon.split_whitespace().nth(2).unwrap_or_default();
         Ok(format!("containerd {daemon}, {}", first_line(oci, Path::new(oci))?.replace(" version", "")))
     };
-    match runtime {
-        Runtime::Floor => Ok(format!("kernel {}", fs::read_to_string("/proc/sys/kernel/osrelease")?.trim())),
-        Runtime::Aril => {
-            if !host.shim.exists() {
-                return Err(format!("{} is not there: build it with `make`", host.shim.display()).into());
-            }
-            first_line("aril", &host.aril)
+    let aril = || -> Result<String> {
+        if !host.shim.exists() {
+            return Err(format!("{} is not there: build it with `make`", host.shim.display()).into());
         }
-        Runtime::ContainerdRunc => containerd("runc"),
-        Runtime::ContainerdCrun => containerd("crun"),
+        first_line("aril", &host.aril)
+    };
+    let version = match runtime {
+        Runtime::Floor => format!("kernel {}", fs::read_to_string("/proc/sys/kernel/osrelease")?.trim()),
+        Runtime::CniPlugins => String::new(),
+        runtime if runtime.is_aril() => aril()?,
+        runtime => containerd(oci(runtime))?,
+    };
+    if runtime.network() == Network::Cni {
+        return Ok(format!("{version}, {}", plugins::version()?).trim_start_matches(", ").to_owned());
     }
+    Ok(version)
 }

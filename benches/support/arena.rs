@@ -22,6 +22,12 @@ use crate::{Result, cgroups};
 
 /// The first argument that makes this program enter an arena and become the one that follows.
 pub const ENTER: &str = "enter-arena";
+/// The second one: whether the arena has a network of its own.
+const OWN_NETWORK: &str = "own-network";
+const HOST_NETWORK: &str = "host-network";
+
+/// Hidden in arenas with a network of their own.
+pub const CNI_BOOKS: &str = "/var/lib/cni";
 
 /// What all arenas share: a directory and a cgroup, named by the benchmark's pid.
 #[derive(Debug)]
@@ -29,6 +35,8 @@ pub struct Stage {
     dir: PathBuf,
     cgroup: String,
     keep_logs: Option<PathBuf>,
+    /// Whether [`CNI_BOOKS`] was made for this run.
+    made_books: bool,
 }
 
 impl Stage {
@@ -40,7 +48,9 @@ impl Stage {
         // ext4 then gives each arena a region of its own: making a file costs up to 60 times as much in one where
         // thousands were deleted in the last minutes. Other file systems know no such thing.
         Command::new("chattr").arg("+T").arg(&dir).stderr(Stdio::null()).status().ok();
-        Ok(Stage { dir, cgroup: format!("/aril-bench-{pid}"), keep_logs })
+        // Something to mount on.
+        let made_books = fs::create_dir(CNI_BOOKS).is_ok();
+        Ok(Stage { dir, cgroup: format!("/aril-bench-{pid}"), keep_logs, made_books })
     }
 }
 
@@ -56,6 +66,9 @@ impl Drop for Stage {
         for hierarchy in cgroups::hierarchies() {
             cgroups::remove(&hierarchy.join(&self.cgroup[1..])).ok();
         }
+        if self.made_books {
+            fs::remove_dir(CNI_BOOKS).ok();
+        }
         if let Err(error) = fs::remove_dir_all(&self.dir) {
             eprintln!("bench: {} is left: {error}", self.dir.display());
         }
@@ -68,6 +81,8 @@ pub struct Arena {
     pub dir: PathBuf,
     /// Below which its pods' cgroups are, in every hierarchy; made, and ready to be entered.
     pub cgroup: String,
+    /// Whether it has a network namespace of its own, as the machine that its pods are connected to.
+    own_network: bool,
     daemon: Option<Child>,
     mount_namespace: Option<PathBuf>,
     keep_logs: Option<PathBuf>,
@@ -79,18 +94,41 @@ impl Arena {
         fs::create_dir(&dir).map_err(|e| format!("create {}: {e}", dir.display()))?;
         let cgroup = format!("{}/{name}", stage.cgroup);
         let keep_logs = stage.keep_logs.as_ref().map(|dir| dir.join(format!("{name}.log")));
-        let arena = Arena { dir, cgroup, daemon: None, mount_namespace: None, keep_logs };
+        let arena = Arena { dir, cgroup, own_network: false, daemon: None, mount_namespace: None, keep_logs };
         for hierarchy in cgroups::hierarchies() {
             cgroups::make(&hierarchy, &arena.cgroup).map_err(|e| format!("create cgroup {}: {e}", arena.cgroup))?;
         }
         Ok(arena)
     }
 
+    /// Gives it a network of its own: loopback, and what its daemon makes.
+    #[must_use]
+    #[allow(dead_code)] // not every benchmark has pods
+    pub fn with_network(mut self) -> Arena {
+        self.own_network = true;
+        self
+    }
+
+    /// A command that runs in the arena's namespaces once it is spawned.
+    fn command(&self, program: &Path) -> Result<Command> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg(ENTER).arg(if self.own_network { OWN_NETWORK } else { HOST_NETWORK }).arg(program);
+        Ok(command)
+    }
+
+    /// Starts a program that is spoken to over its standard streams.
+    #[allow(dead_code)] // as `with_network`
+    pub fn piped(&self, program: &Path) -> Result<tokio::process::Command> {
+        let mut command = tokio::process::Command::from(self.command(program)?);
+        command.process_group(0).kill_on_drop(true).stdin(Stdio::piped()).stdout(Stdio::piped());
+        Ok(command)
+    }
+
     /// Starts the daemon; its output goes to `daemon.log` in the arena's directory.
     pub fn start(&mut self, program: &Path, args: &[OsString]) -> Result<()> {
         let log = File::create(self.dir.join("daemon.log"))?;
-        let mut command = Command::new(std::env::current_exe()?);
-        command.arg(ENTER).arg(program).args(args);
+        let mut command = self.command(program)?;
+        command.args(args);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         // A ctrl-c is for the benchmark, which then ends the daemon.
         let mut child = command.process_group(0).spawn()?;
@@ -192,6 +230,7 @@ impl Drop for Arena {
 
 /// In the new process: moves into a mount namespace made ready and becomes the program named.
 pub fn enter(mut command: impl Iterator<Item = OsString>) -> Result<()> {
+    let own_network = command.next().is_some_and(|word| word == OWN_NETWORK);
     let program = command.next().ok_or("no program to start in the arena")?;
     // Should the benchmark be killed, its daemons go too.
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
@@ -199,6 +238,14 @@ pub fn enter(mut command: impl Iterator<Item = OsString>) -> Result<()> {
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
     mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=0755"))?;
     hide_unified_controllers()?;
+    if own_network {
+        unshare(CloneFlags::CLONE_NEWNET)?;
+        aril::sys::net::loopback_up()?;
+        // Where the plugins' callers keep their books, whatever they are told.
+        if Path::new(CNI_BOOKS).exists() {
+            mount(Some("tmpfs"), CNI_BOOKS, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=0700"))?;
+        }
+    }
     Err(Command::new(&program).args(command).exec().into())
 }
 
