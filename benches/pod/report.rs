@@ -82,18 +82,22 @@ impl Report {
         for heat in HEATS.iter().filter(|heat| self.p50(heat.1, op::RUN).is_some()) {
             println!("\n{}\n{}", heat.0, self.times(heat));
         }
-        if let Some(share) = self.own_share() {
-            println!("\nrun+create+start of aril-cni without what the plugins take alone: {:.2} ms", millis(share));
+        if let Some((run, up)) = self.own_share() {
+            println!("\nwhat aril-cni adds to the plugins' own time: {:.2} ms in RunPodSandbox", millis(run));
+            println!("and, without the floor's, {:.2} ms in run+create+start", millis(up));
         }
         if !self.memory.is_empty() {
             println!("\nmemory (PSS); per pod: all processes beside daemon and workload\n{}", self.memories());
         }
     }
 
-    /// What of a pod's start with CNI is not the plugins' own time; they run while the rest does.
-    fn own_share(&self) -> Option<Duration> {
+    /// What of RunPodSandbox with CNI is not the plugins' own time, and what of a pod's start is neither theirs nor the
+    /// kernel's.
+    fn own_share(&self) -> Option<(Duration, Duration)> {
         let plugins = self.p50(Runtime::CniPlugins, op::RUN)?;
-        Some(self.p50(Runtime::ArilCni, op::UP)?.saturating_sub(plugins))
+        let run = self.p50(Runtime::ArilCni, op::RUN)?.saturating_sub(plugins);
+        let kernel = self.p50(Runtime::Floor, op::UP)?;
+        Some((run, self.p50(Runtime::ArilCni, op::UP)?.saturating_sub(plugins + kernel)))
     }
 
     fn times(&self, (_, base, members): &Heat) -> Table {
