@@ -36,7 +36,7 @@ impl Daemon {
             }
             Runtime::Containerd => {
                 fs::write(&config, containerd_config(&arena, &socket))?;
-                arena.start(Path::new("containerd"), &["--config".into(), config.into()])?;
+                arena.start(&args.containerd, &["--config".into(), config.into()])?;
             }
         }
         let mut images = ImageServiceClient::new(channel(&socket));
@@ -110,7 +110,7 @@ pub fn version(runtime: Runtime, args: &Args) -> Result<String> {
         Runtime::Aril => first_line("aril", &args.aril),
         // "containerd github.com/containerd/containerd 1.6.20~ds1 …"
         Runtime::Containerd => {
-            let line = first_line("containerd", Path::new("containerd"))?;
+            let line = first_line("containerd", &args.containerd)?;
             Ok(format!("containerd {}", line.split_whitespace().nth(2).unwrap_or_default()))
         }
     }

@@ -101,6 +101,9 @@ struct Args {
     /// The shim it shall use
     #[arg(long, default_value = "target/release/aril-shim")]
     shim: PathBuf,
+    /// The containerd to measure beside it
+    #[arg(long, value_name = "PATH", default_value = "containerd")]
+    containerd: PathBuf,
     /// Where the images are kept from one run to the next
     #[arg(long, default_value = "target/bench/registry")]
     registry: PathBuf,
