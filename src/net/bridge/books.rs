@@ -28,6 +28,8 @@ const RANGES: &str = "ranges.json";
 pub struct Pod {
     pub addresses: Vec<(IpAddr, Range)>,
     pub ports: Vec<Ports>,
+    /// "default/web", for those who want what it has; empty after a restart.
+    pub name: String,
     /// Set up by this process, not read from disk or a record: nobody's list of live sandboxes, which may be older,
     /// speaks against it.
     pub is_new: bool,
@@ -285,10 +287,25 @@ impl Books {
             let overlaps =
                 |claim: &Claim| wanted.host_ip.is_none() || claim.host_ip.is_none() || claim.host_ip == wanted.host_ip;
             if let Some((_, owner)) = rivals.into_iter().find(|(claim, _)| overlaps(claim)) {
-                return Err(NetError::Taken { what: port_name(port), owner: format!("sandbox {owner}") });
+                return Err(NetError::Taken { what: port_name(port), owner: self.owner(owner) });
             }
         }
         Ok(())
+    }
+
+    /// Notes what people call a sandbox.
+    pub fn call(&mut self, id: &SandboxId, name: String) {
+        if let Some(pod) = self.pods.get_mut(id) {
+            pod.name = name;
+        }
+    }
+
+    /// Whom to name as the owner of something.
+    fn owner(&self, id: &SandboxId) -> String {
+        match self.pods.get(id) {
+            Some(pod) if !pod.name.is_empty() => format!("pod {} (sandbox {id})", pod.name),
+            _ => format!("sandbox {id}"),
+        }
     }
 
     fn asked(&self, ip: IpAddr, range: Range) -> Result<IpAddr, NetError> {
@@ -297,7 +314,7 @@ impl Books {
             return Err(NetError::Invalid { field: "ips".into(), reason });
         }
         match self.leases.get(&ip) {
-            Some(owner) => Err(NetError::Taken { what: format!("address {ip}"), owner: format!("sandbox {owner}") }),
+            Some(owner) => Err(NetError::Taken { what: format!("address {ip}"), owner: self.owner(owner) }),
             None => Ok(ip),
         }
     }

@@ -178,7 +178,12 @@ impl Bridge {
         let all = || request.ports.iter().filter_map(|port| ports::try_bind(port).transpose()).collect();
         let failed =
             |source| NetError::Kernel { step: "enter network namespace", object: "of the host".into(), source };
-        namespace::inside(self.host.as_fd(), all).map_err(failed)?
+        let tried: Result<Vec<String>, NetError> = namespace::inside(self.host.as_fd(), all).map_err(failed)?;
+        if tried.is_err() {
+            // What listens may be the daemon, for a pod that was there first by a moment.
+            lock(&self.books).check_ports(&request.id, &request.ports)?;
+        }
+        tried
     }
 
     /// Has the daemon listen at ::1 for all pods in the books; what cannot be served.
@@ -215,9 +220,9 @@ impl Bridge {
                 return vec![Leftover { what: format!("host ports of sandbox {id}"), reason: e.to_string() }];
             }
         }
-        if pod.ports.iter().any(|port| port.protocol == Protocol::Udp) {
+        for port in pod.ports.iter().filter(|port| port.protocol == Protocol::Udp) {
             for (ip, _) in &pod.addresses {
-                if let Err(e) = ports::forget_udp(table.socket(), *ip) {
+                if let Err(e) = ports::forget_udp(table.socket(), *ip, port.host_port) {
                     tracing::debug!(sandbox = %id, error = %e, "could not forget UDP conversations");
                 }
             }
@@ -235,7 +240,9 @@ impl Bridge {
             return Err(NetError::Taken { what: left.what, owner: format!("an earlier try: {}", left.reason) });
         }
         let mut is_gone = |name: &str| matches!(link::by_name(&mut lock(&self.route), name), Ok(None));
-        books.enter(&request.id, NETWORK, &request.ips, &request.ports, &mut is_gone)
+        let pod = books.enter(&request.id, NETWORK, &request.ips, &request.ports, &mut is_gone)?;
+        books.call(&request.id, format!("{}/{}", request.namespace, request.name));
+        Ok(pod)
     }
 
     /// Makes the pair of devices. If the bridge is not what it was, it is made anew; an end left by an earlier try goes.
@@ -301,7 +308,10 @@ fn mac(text: &str) -> Result<Option<Mac>, NetError> {
     let parts: Vec<Option<u8>> = text
         .split(':')
         .take(7)
-        .map(|part| if part.len() == 2 { u8::from_str_radix(part, 16).ok() } else { None })
+        .map(|part| {
+            let is_octet = part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit());
+            if is_octet { u8::from_str_radix(part, 16).ok() } else { None }
+        })
         .collect();
     let mac = parts.into_iter().collect::<Option<Vec<u8>>>().and_then(|bytes| Mac::try_from(bytes).ok());
     match mac.filter(|mac| mac[0] & 1 == 0 && *mac != [0; 6]) {

@@ -87,6 +87,11 @@ impl Batch {
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
     }
 
+    /// Whether there is nothing to send.
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+
     /// As [`push`](Self::push), for a message as a type.
     pub fn message(&mut self, step: &'static str, kind: u16, flags: u16, message: &impl Emitable) {
         self.push(step, kind, flags | NLM_F_ACK, &emitted(message));

@@ -4,7 +4,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 
 use super::books::port_name;
-use super::netlink::{Batch, Refusal, Socket};
+use super::netlink::{Batch, Refusal, Socket, attribute};
 use super::nftables::Attributes;
 use crate::net::{NetError, Ports, Protocol};
 
@@ -46,29 +46,48 @@ fn bind_once(protocol: Protocol, address: SocketAddr) -> io::Result<()> {
     }
 }
 
-/// Makes the host forget the UDP conversations with a pod: they have no end, so a client that goes on talking would talk
-/// to the dead pod for as long as it does.
+/// `CTA_TUPLE_ORIG`, `CTA_TUPLE_REPLY`: a conversation as it began, and as answers to it are.
+const BEGUN: u16 = 1;
+const ANSWERED: u16 = 2;
+
+/// Makes the host forget the UDP conversations with a pod by a host port: they have no end, so a client that goes on
+/// talking would talk to the dead pod for as long as it does.
+///
+/// Looked for by port and picked out here: the kernel's own filter by an address of IPv6 takes all but that one (seen
+/// with Linux 6.18), and before Linux 5.8 there is none.
 ///
 /// # Errors
-/// The kernel's refusal; before Linux 5.8 it cannot do that.
-pub fn forget_udp(socket: &mut Socket, ip: IpAddr) -> Result<(), Refusal> {
-    /// `CTA_FILTER_F_CTA_IP_SRC`, `…_PROTO_NUM`: what of the tuple counts.
-    const SOURCE_AND_PROTOCOL: u32 = 1 | 1 << 3;
+/// The kernel's refusal.
+pub fn forget_udp(socket: &mut Socket, ip: IpAddr, host_port: u16) -> Result<(), Refusal> {
+    /// `CTA_FILTER_F_CTA_PROTO_NUM`, `…_DST_PORT`: what of the tuple counts.
+    const PROTOCOL_AND_PORT: u32 = 1 << 3 | 1 << 5;
+    const UDP: [u8; 1] = [17];
     let (family, source, octets) = match ip {
         IpAddr::V4(ip) => (libc::AF_INET, 1, ip.octets().to_vec()),
         IpAddr::V6(ip) => (libc::AF_INET6, 3, ip.octets().to_vec()),
     };
-    let address = Attributes::default().put(source, &octets);
-    let protocol = Attributes::default().put(1, &[17]);
-    // Answers come from the pod.
-    let tuple = Attributes::default().nest(1, &address).nest(2, &protocol);
-    let filter = Attributes::default().put(1, &0u32.to_ne_bytes()).put(2, &SOURCE_AND_PROTOCOL.to_ne_bytes());
-    let attributes = Attributes::default().nest(2, &tuple).nest(25, &filter);
-    let mut payload = vec![u8::try_from(family).unwrap_or_default(), 0, 0, 0];
-    payload.extend(attributes.0);
-    // NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_DELETE.
-    let kind = u16::try_from(libc::NFNL_SUBSYS_CTNETLINK << 8 | 2).unwrap_or_default();
+    let header = [u8::try_from(family).unwrap_or_default(), 0, 0, 0];
+    let port = host_port.to_be_bytes();
+    let tuple = Attributes::default().nest(2, &Attributes::default().put(1, &UDP).put(3, &port));
+    let filter = Attributes::default().put(1, &PROTOCOL_AND_PORT.to_ne_bytes()).put(2, &0u32.to_ne_bytes());
+    let asked = Attributes::default().nest(BEGUN, &tuple).nest(25, &filter);
+    let kind = |message: i32| u16::try_from(libc::NFNL_SUBSYS_CTNETLINK << 8 | message).unwrap_or_default();
+    // IPCTNL_MSG_CT_GET.
+    let found = socket.dump("list UDP conversations", kind(1), &[&header[..], &asked.0].concat())?;
     let mut batch = Batch::default();
-    batch.push("forget UDP conversations", kind, netlink_packet_core::NLM_F_ACK, &payload);
-    socket.all(batch, &[libc::ENOENT])
+    for (_, payload) in &found {
+        let Some(attributes) = payload.get(header.len()..) else { continue };
+        let part = |tuple, part, kind| attribute(attribute(attribute(attributes, tuple)?, part)?, kind);
+        // Answers come from the pod.
+        let is_ours = part(ANSWERED, 1, source) == Some(&octets[..])
+            && part(BEGUN, 2, 1) == Some(&UDP[..])
+            && part(BEGUN, 2, 3) == Some(&port[..]);
+        if let Some(tuple) = attribute(attributes, ANSWERED).filter(|_| is_ours) {
+            let one = Attributes::default().nest(ANSWERED, &Attributes(tuple.to_vec()));
+            // IPCTNL_MSG_CT_DELETE.
+            let payload = [&header[..], &one.0].concat();
+            batch.push("forget UDP conversation", kind(2), netlink_packet_core::NLM_F_ACK, &payload);
+        }
+    }
+    if batch.is_empty() { Ok(()) } else { socket.all(batch, &[libc::ENOENT]) }
 }

@@ -1,6 +1,7 @@
 //! The driver against a kernel: a namespace stands for the host, others are pods. They want root.
 
 mod loopback;
+mod packets;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -287,6 +288,11 @@ fn world() -> OwnedFd {
     socket.all(batch, &[]).unwrap();
     let end = link::by_name(&mut socket, &link::host_end(&id(999))).unwrap().unwrap();
     let mut batch = Batch::default();
+    // The driver must not take it for a pod that is gone.
+    let mut mark = netlink_packet_route::link::LinkMessage::default();
+    mark.header.index = end.index;
+    mark.attributes.push(netlink_packet_route::link::LinkAttribute::IfAlias("the world".into()));
+    batch.message("mark device", libc::RTM_NEWLINK, 0, &mark);
     for (ip, network) in [("203.0.113.1", "203.0.113.0/24"), ("2001:db8::1", "2001:db8::/64")] {
         link::add_address(&mut batch, end.index, ip.parse().unwrap(), range(network));
     }

@@ -266,3 +266,25 @@ fn add_elements(transaction: &mut Transaction, step: &'static str, message: i32,
         }
     }
 }
+
+/// What others might do to the table.
+#[cfg(test)]
+impl Table {
+    /// Takes a chain's rules away.
+    pub fn flush(&mut self, chain: &str) {
+        let attributes = Attributes::default().text(1, TABLE).text(2, chain);
+        self.tamper(libc::NFT_MSG_DELRULE, &attributes);
+    }
+
+    /// Takes a map's elements away.
+    pub fn empty(&mut self, map: &str) {
+        let attributes = Attributes::default().text(1, TABLE).text(2, map);
+        self.tamper(libc::NFT_MSG_DELSETELEM, &attributes);
+    }
+
+    fn tamper(&mut self, message: i32, attributes: &Attributes) {
+        let mut all = Transaction::default();
+        all.add("tamper", message, 0, attributes);
+        all.run(&mut self.socket).unwrap();
+    }
+}

@@ -236,7 +236,7 @@ mod tests {
     fn pod(ports: Vec<Ports>) -> Pod {
         let address = |ip: &str, range: &str| (ip.parse().unwrap(), range.parse().unwrap());
         let addresses = vec![address("10.9.0.2", "10.9.0.0/24"), address("fd09::2", "fd09::/64")];
-        Pod { addresses, ports, is_new: true }
+        Pod { addresses, ports, ..Pod::default() }
     }
 
     #[test]
