@@ -4,17 +4,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::Leftover;
 use super::network::{Network, Slot};
 use super::thread::{apart, guarded};
-use crate::id::SandboxId;
 
 /// How often what all pods share is looked at, while there are pods.
 const LOOK: Duration = Duration::from_secs(10);
 /// The same for drivers that start programs for it.
 const LOOK_OUTSIDE: Duration = Duration::from_secs(600);
+/// Leftovers tried at the same time: after a reboot there is one for each pod of before.
+const MOST_AT_ONCE: usize = 32;
 
 impl Network {
     /// Looks after the network until the runtime ends: at once, then while there are pods or leftovers; else it sleeps.
@@ -22,7 +23,8 @@ impl Network {
         let mut keepers: Vec<Keeper> = self.slots.iter().map(|slot| Keeper::new(Arc::clone(slot))).collect();
         let mut retries = JoinSet::new();
         loop {
-            for (id, driver) in self.leftovers.due(|_| false) {
+            while retries.try_join_next().is_some() {}
+            for (id, driver) in self.leftovers.due(MOST_AT_ONCE - retries.len()) {
                 let network = Arc::clone(&self);
                 // Side by side: one that hangs must not keep the others waiting.
                 retries.spawn(async move { network.teardown_by(&id, &driver).await });
@@ -31,7 +33,8 @@ impl Network {
                 keeper.look(&self).await;
             }
             let looks = keepers.iter().map(|keeper| keeper.due).filter(|_| self.is_in_use());
-            let wake = looks.chain(self.leftovers.next()).min();
+            let next = self.leftovers.next().filter(|_| retries.len() < MOST_AT_ONCE);
+            let wake = looks.chain(next).min();
             tokio::select! {
                 () = sleep_until(wake) => {}
                 () = self.changed.notified() => {}
@@ -40,10 +43,21 @@ impl Network {
         }
     }
 
-    /// Tries leftovers again, those that are due and those asked for.
-    pub(super) async fn retry(self: &Arc<Self>, also: impl Fn(&SandboxId) -> bool) {
-        for (id, driver) in self.leftovers.due(also) {
+    /// Tries all leftovers again, due or not, one after the other.
+    pub(super) async fn retry(self: &Arc<Self>) {
+        for (id, driver) in self.leftovers.take_all() {
             self.teardown_by(&id, &driver).await;
+        }
+    }
+
+    /// Hands what a driver has of sandboxes nobody knows over to be torn down, with the namespace if it is still pinned,
+    /// beside everything else. Within a reconciliation each of them could cost a deadline while all pods wait.
+    fn disown_strangers(&self, slot: &Slot) {
+        // Known first: what is connected meanwhile is not among them.
+        let Ok(known) = slot.driver.known() else { return };
+        for id in known.iter().filter(|id| !self.is_known(id)) {
+            info!(sandbox = %id, driver = slot.driver.name(), "network of a pod that is no more is taken away");
+            self.leftovers.hand_over(id, slot.driver.name());
         }
     }
 }
@@ -87,6 +101,9 @@ impl Keeper {
 
 /// `None` if a pod is being connected or disconnected.
 fn reconcile(network: &Network, slot: &Slot) -> Option<Vec<Leftover>> {
+    if slot.driver.needs_path() {
+        network.disown_strangers(slot);
+    }
     let _gate = match slot.gate.try_write() {
         Ok(gate) => gate,
         Err(std::sync::TryLockError::Poisoned(gate)) => gate.into_inner(),

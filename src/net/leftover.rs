@@ -114,16 +114,20 @@ impl Leftovers {
         entries.insert(id.clone(), Entry { record, pause, due: Instant::now() + pause });
     }
 
-    /// Takes those whose turn it is, and those `also` wants, with the driver that was asked. Nobody gets them again
-    /// before [`note`](Self::note) was told how it went.
-    pub fn due(&self, also: impl Fn(&SandboxId) -> bool) -> Vec<(SandboxId, String)> {
+    /// Takes those whose turn it is, at most so many, with the driver that was asked. Nobody gets them again before
+    /// [`note`](Self::note) was told how it went.
+    pub fn due(&self, most: usize) -> Vec<(SandboxId, String)> {
         let now = Instant::now();
-        let mut due = Vec::new();
-        for (id, entry) in self.entries().iter_mut().filter(|(id, e)| e.due <= now || also(id)) {
-            entry.due = now + TAKEN;
-            due.push((id.clone(), entry.record.driver.clone()));
-        }
-        due
+        let mut entries = self.entries();
+        let mut due: Vec<(&SandboxId, &mut Entry)> = entries.iter_mut().filter(|(_, e)| e.due <= now).collect();
+        // Who has waited longest, so that many sick ones leave room for others.
+        due.sort_by_key(|(_, entry)| entry.due);
+        due.into_iter().take(most).map(take).collect()
+    }
+
+    /// As [`due`](Self::due), whether it is their turn or not.
+    pub fn take_all(&self) -> Vec<(SandboxId, String)> {
+        self.entries().iter_mut().map(take).collect()
     }
 
     /// When it is somebody's turn.
@@ -140,6 +144,11 @@ impl Leftovers {
     pub fn list(&self) -> Vec<(SandboxId, Vec<Leftover>)> {
         self.entries().iter().map(|(id, entry)| (id.clone(), entry.record.left.clone())).collect()
     }
+}
+
+fn take((id, entry): (&SandboxId, &mut Entry)) -> (SandboxId, String) {
+    entry.due = Instant::now() + TAKEN;
+    (id.clone(), entry.record.driver.clone())
 }
 
 #[cfg(test)]
@@ -167,14 +176,16 @@ mod tests {
             assert!(pause >= last.min(LONGEST_PAUSE) && pause <= LONGEST_PAUSE + Duration::from_secs(1), "{pause:?}");
             last = pause;
         }
-        assert!(book.due(|_| false).is_empty() && book.has(&id()));
+        assert!(book.due(9).is_empty() && book.has(&id()));
 
         let book = Leftovers::open(dir.path().join("leftovers"));
-        assert_eq!(book.due(|_| false), [(id(), "cni".to_owned())]);
+        assert!(book.due(0).is_empty());
+        assert_eq!(book.due(9), [(id(), "cni".to_owned())]);
+        assert!(book.due(9).is_empty(), "it is being tried");
         assert_eq!(book.list(), [(id(), left())]);
         book.note(&id(), "cni", Vec::new());
         assert!(book.list().is_empty());
-        assert!(Leftovers::open(dir.path().join("leftovers")).due(|_| true).is_empty());
+        assert!(Leftovers::open(dir.path().join("leftovers")).take_all().is_empty());
     }
 
     #[test]
@@ -182,6 +193,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join(format!("{}.json", id())), b"{").unwrap();
         std::fs::write(dir.path().join("README"), b"").unwrap();
-        assert_eq!(Leftovers::open(dir.path().to_owned()).due(|_| false), [(id(), String::new())]);
+        assert_eq!(Leftovers::open(dir.path().to_owned()).due(9), [(id(), String::new())]);
     }
 }

@@ -102,8 +102,8 @@ pub trait Driver: std::fmt::Debug + Send + Sync {
     /// [`NetError::Io`] if the books cannot be read.
     fn known(&self) -> Result<Vec<SandboxId>, NetError>;
 
-    /// Called at start and now and then with every sandbox this driver has connected: takes away what belongs to others,
-    /// rebuilds its own books where they are damaged, and brings back what is missing of what all pods share. Returns
+    /// Called at start and now and then with every sandbox this driver has connected: takes away what belongs to others
+    /// (not where [`needs_path`](Self::needs_path): there each of them has come to [`teardown`](Self::teardown)), rebuilds its own books where they are damaged, and brings back what is missing of what all pods share. Returns
     /// what could not be put right. No setup and no teardown of this driver is under way meanwhile, and those that come
     /// wait for it to end.
     fn reconcile(&self, live: &[Live]) -> Vec<Leftover>;

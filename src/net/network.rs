@@ -396,7 +396,7 @@ impl Network {
             let reason = format!("{pods} pods are connected to the network; remove them first");
             return Err(NetError::NotReady { reason });
         }
-        self.retry(|_| true).await;
+        self.retry().await;
         let mut left: Vec<Leftover> = self.leftovers().into_iter().flat_map(|(_, left)| left).collect();
         for slot in &self.slots {
             let slot = Arc::clone(slot);
@@ -428,11 +428,16 @@ impl Network {
     /// Takes pins away whose sandbox is neither connected nor to be tried again.
     pub(super) fn sweep_pins(&self) {
         for id in self.pins.known() {
-            let wanted = self.attached().contains_key(&id) || self.leftovers.has(&id);
-            if !wanted && let Err(e) = self.pins.remove(&id) {
+            if !self.is_known(&id)
+                && let Err(e) = self.pins.remove(&id) {
                 debug!(sandbox = %id, error = %e, "stray pin not removed");
             }
         }
+    }
+
+    /// Whether a sandbox is connected, or what is left of it is to be taken away.
+    pub(super) fn is_known(&self, id: &SandboxId) -> bool {
+        self.attached().contains_key(id) || self.leftovers.has(id)
     }
 
     fn attached(&self) -> MutexGuard<'_, BTreeMap<SandboxId, Connected>> {

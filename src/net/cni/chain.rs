@@ -89,19 +89,26 @@ impl Chain<'_> {
         Ok(())
     }
 
-    /// Tells all plugins which attachments are valid; returns what they could not clean up.
-    pub(super) fn gc(&self, valid: &RawValue) -> Vec<Leftover> {
+    /// Tells all plugins which attachments are valid; returns what they could not clean up. Ends with the first one that
+    /// hangs: no pod is connected meanwhile.
+    ///
+    /// # Errors
+    /// The same, if one hung.
+    pub(super) fn gc(&self, valid: &RawValue) -> Result<Vec<Leftover>, Vec<Leftover>> {
         if self.list.disable_gc || self.list.version() < Version::V1_1_0 {
-            return Vec::new();
+            return Ok(Vec::new());
         }
         let mut left = Vec::new();
         for plugin in &self.list.plugins {
             if let Err(failure) = self.call(plugin, Verb::Gc, Extra { valid: Some(valid), ..Extra::default() }) {
                 let what = format!("CNI GC by {} of network {}", plugin.kind, self.list.name);
                 left.push(Leftover { what, reason: failure.to_string() });
+                if matches!(failure, Failure::Deadline(_)) {
+                    return Err(left);
+                }
             }
         }
-        left
+        Ok(left)
     }
 
     /// Asks all plugins whether they can connect pods, where the version has STATUS.

@@ -18,6 +18,8 @@ use crate::id::SandboxId;
 
 /// How long GC waits for a moment in which no pod is connected or disconnected.
 const GC_PATIENCE: Duration = Duration::from_secs(2);
+/// How long no GC is asked of plugins one of which has hung: every time all pods would wait for it.
+const GC_PAUSE: Duration = Duration::from_secs(6 * 3600);
 
 impl Driver for Cni {
     fn name(&self) -> &'static str {
@@ -104,22 +106,6 @@ impl Driver for Cni {
         let mut left = Vec::new();
         for sandbox in live {
             left.extend(self.mend(sandbox).err().map(|e| leftover(&sandbox.id, e)));
-        }
-        let known = match self.books.ids() {
-            Ok(known) => known,
-            Err(e) => {
-                left.push(Leftover { what: "CNI networks of former pods".to_owned(), reason: e.to_string() });
-                return left;
-            }
-        };
-        let living: BTreeSet<&SandboxId> = live.iter().map(|l| &l.id).collect();
-        for id in known.iter().filter(|id| !living.contains(id)) {
-            // Who is at work on it knows better than a list made some time ago.
-            let Some(_turn) = self.turns.try_take(id) else { continue };
-            if !lock(&self.current).contains(id) {
-                info!(sandbox = %id, "network of a pod that is no more is deleted");
-                left.extend(self.delete(id, ""));
-            }
         }
         left.extend(self.collect_garbage(live));
         left
@@ -260,7 +246,9 @@ impl Cni {
     /// GC of the network of now, in a moment when nothing else goes on; if there is none, another time.
     fn collect_garbage(&self, live: &[Live]) -> Vec<Leftover> {
         let Ok(list) = self.load().and_then(|loaded| chain::pin(&self.plugins, loaded.list)) else { return Vec::new() };
-        let has_gc = !list.disable_gc && list.version() >= super::Version::V1_1_0;
+        let text = list.to_json().map(|raw| raw.get().to_owned()).unwrap_or_default();
+        let has_hung = lock(&self.hung_gc).as_ref().is_some_and(|(of, at)| *of == text && at.elapsed() < GC_PAUSE);
+        let has_gc = !list.disable_gc && list.version() >= super::Version::V1_1_0 && !has_hung;
         let all = if has_gc { self.turns.try_all(GC_PATIENCE) } else { None };
         let Some(_all) = all else { return Vec::new() };
         let mut valid: BTreeSet<SandboxId> =
@@ -269,7 +257,13 @@ impl Cni {
         let attachments: Vec<_> =
             valid.iter().map(|id| json!({ "containerID": id.as_str(), "ifname": INTERFACE })).collect();
         match to_raw_value(&attachments) {
-            Ok(valid) => Chain { plugins: &self.plugins, list: &list, target: None, capabilities: None }.gc(&valid),
+            Ok(valid) => {
+                let chain = Chain { plugins: &self.plugins, list: &list, target: None, capabilities: None };
+                chain.gc(&valid).unwrap_or_else(|left| {
+                    *lock(&self.hung_gc) = Some((text, Instant::now()));
+                    left
+                })
+            }
             Err(e) => vec![Leftover { what: "CNI GC".to_owned(), reason: e.to_string() }],
         }
     }

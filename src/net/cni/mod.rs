@@ -28,6 +28,7 @@ mod version;
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use self::book::Books;
 use self::plugin::Plugins;
@@ -87,6 +88,8 @@ pub struct Cni {
     current: Mutex<HashSet<SandboxId>>,
     pod_cidr: Mutex<Option<String>>,
     last_status: Mutex<Last>,
+    /// The list whose GC has hung last, as text, and when.
+    hung_gc: Mutex<Option<(String, Instant)>>,
 }
 
 impl Cni {
@@ -102,6 +105,7 @@ impl Cni {
             current: Mutex::default(),
             pod_cidr: Mutex::default(),
             last_status: Mutex::default(),
+            hung_gc: Mutex::default(),
             settings,
         })
     }

@@ -11,6 +11,8 @@ struct Fake {
     panics: bool,
     /// How many teardowns fail.
     sticky: AtomicUsize,
+    /// How long a teardown takes.
+    slow: Duration,
     calls: Mutex<Vec<String>>,
     books: Mutex<Vec<SandboxId>>,
 }
@@ -58,6 +60,7 @@ impl Driver for Fake {
 
     fn teardown(&self, id: &SandboxId, namespace: Option<Namespace<'_>>) -> Vec<Leftover> {
         self.note(format!("teardown, namespace {}", namespace.is_some()));
+        std::thread::sleep(self.slow);
         let sticks = self.sticky.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok();
         if sticks {
             return vec![Leftover { what: "lease".into(), reason: "EIO".into() }];
@@ -297,6 +300,40 @@ fn a_reconciliation_waits_for_nobody_and_keeps_what_is_connected() {
         };
         timeout(Duration::from_secs(10), done).await.unwrap();
         assert_eq!(*fake.books.lock().unwrap(), [id('a')]);
+        keeper.abort();
+    });
+}
+
+#[test]
+fn strangers_are_torn_down_with_their_namespaces_beside_everything_else() {
+    run(async {
+        let place = place(Choice::Cni);
+        let fake = Fake { needs_path: true, slow: Duration::from_secs(2), ..Fake::default() };
+        let fake = Arc::new(fake);
+        let strangers = ['b', 'c', 'd'];
+        // An earlier daemon connected them, and nothing else is known of them.
+        let earlier = place.network(&[&fake]);
+        for stranger in strangers {
+            earlier.setup(request(id(stranger))).await.unwrap();
+        }
+        drop(earlier);
+        fake.calls();
+        let network = place.network(&[&fake]);
+        network.adopt(&id('a'), &attachment("cni"));
+        let keeper = tokio::spawn(Arc::clone(&network).attend());
+        let begun = Instant::now();
+        while fake.calls.lock().unwrap().iter().filter(|call| *call == "teardown, namespace true").count() < 3 {
+            assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", fake.calls());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let meanwhile = Instant::now();
+        network.setup(request(id('e'))).await.unwrap();
+        assert!(meanwhile.elapsed() < Duration::from_secs(1), "a pod waited {:?}", meanwhile.elapsed());
+        while place.pins() > 1 || !network.leftovers().is_empty() {
+            assert!(begun.elapsed() < Duration::from_secs(5), "one after the other");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(*fake.books.lock().unwrap(), [id('e')]);
         keeper.abort();
     });
 }

@@ -185,7 +185,7 @@ fn a_list_is_run_with_the_highest_version_that_all_its_plugins_speak() {
 }
 
 #[test]
-fn what_is_not_alive_is_deleted_and_gc_hears_of_the_rest() {
+fn gc_hears_of_those_alive() {
     let mut kit = Kit::with("1.1.0", "", &[("one", &good()), ("two", &good())]);
     let attachments: Vec<Attachment> = (1..=3).map(|n| kit.setup(&request(n)).unwrap()).collect();
     kit.reopen();
@@ -194,11 +194,9 @@ fn what_is_not_alive_is_deleted_and_gc_hears_of_the_rest() {
     // The fourth was set up after somebody looked which ones are alive.
     let left = kit.driver.reconcile(&[live(&request(2), &attachments[1])]);
     assert_eq!(left, []);
-    let calls = kit.calls();
-    assert_eq!(calls, ["two DEL", "one DEL", "two DEL", "one DEL", "one GC", "two GC"]);
-    let mut known = kit.driver.known().unwrap();
-    known.sort();
-    assert_eq!(known, [request(2).id, request(4).id]);
+    // Others are torn down one by one, with what is still there of their namespaces.
+    assert_eq!(kit.calls(), ["one GC", "two GC"]);
+    assert_eq!(kit.driver.known().unwrap().len(), 4);
     let valid = kit.json("two.GC")["cni.dev/valid-attachments"].clone();
     let of = |n: u8| json!({"containerID": request(n).id.as_str(), "ifname": "eth0"});
     assert_eq!(valid, json!([of(2), of(4)]));
@@ -251,11 +249,11 @@ fn a_damaged_book_of_a_dead_pod_is_moved_aside_and_the_configuration_of_now_is_u
     fs::write(kit.path(&book), "").unwrap();
     kit.calls();
     fs::rename(kit.path("net.d"), kit.path("away")).unwrap();
-    let left = kit.driver.reconcile(&[]);
+    let left = kit.teardown(&request(1));
     assert!(left.len() == 1 && left[0].reason.contains("no CNI configuration"), "{left:?}");
     assert_eq!(kit.driver.known().unwrap(), [request(1).id], "it is tried again");
     fs::rename(kit.path("away"), kit.path("net.d")).unwrap();
-    assert_eq!(kit.driver.reconcile(&[]), []);
+    assert_eq!(kit.teardown(&request(1)), []);
     assert_eq!(kit.calls(), ["one DEL"]);
     assert!(kit.path("books/damaged").exists() && kit.driver.known().unwrap().is_empty());
 }

@@ -249,6 +249,18 @@ fn a_hung_status_is_asked_for_by_one_caller() {
 }
 
 #[test]
+fn a_hung_gc_costs_its_deadline_once() {
+    use crate::net::Driver;
+    let hangs = "[ $CNI_COMMAND = GC ] && sleep 1000; exit 0";
+    let kit = Kit::hasty_with("1.1.0", &[("slow", hangs), ("next", hangs)]);
+    let left = kit.driver.reconcile(&[]);
+    assert!(left.len() == 1 && left[0].reason.contains("no answer within"), "{left:?}");
+    assert_eq!(kit.calls(), ["slow GC"]);
+    assert_eq!(kit.driver.reconcile(&[]), []);
+    assert_eq!(kit.calls(), Vec::<String>::new());
+}
+
+#[test]
 fn deadlines_fit_into_kubelets() {
     let all = Deadlines::default();
     // Four minutes for RunPodSandbox, two for StopPodSandbox with a chain of three.
