@@ -337,8 +337,24 @@ impl Network {
         .await?
     }
 
+    /// To every driver. One that connects no pods may find fault with it.
     fn hand_on(&self, cidr: &str) -> Result<(), NetError> {
-        self.slots.iter().try_for_each(|slot| guarded(slot.driver.name(), || slot.driver.set_pod_cidr(cidr))?)
+        let counts = |driver: &str| match self.settings.driver {
+            Choice::Auto => driver == "cni" || !self.settings.has_cni(),
+            Choice::Bridge => driver == "bridge",
+            Choice::Cni => driver == "cni",
+            Choice::None => false,
+        };
+        let mut result = Ok(());
+        for slot in &self.slots {
+            let driver = slot.driver.name();
+            match guarded(driver, || slot.driver.set_pod_cidr(cidr)).and_then(|handed| handed) {
+                Ok(()) => {}
+                Err(e) if counts(driver) => result = Err(e),
+                Err(e) => debug!(driver, error = %e, "pod CIDR refused by a driver that connects no pods"),
+            }
+        }
+        result
     }
 
     /// The address range last given; empty: none.
@@ -429,10 +445,17 @@ impl Network {
     pub(super) fn sweep_pins(&self) {
         for id in self.pins.known() {
             if !self.is_known(&id)
-                && let Err(e) = self.pins.remove(&id) {
+                && let Err(e) = self.pins.remove(&id)
+            {
                 debug!(sandbox = %id, error = %e, "stray pin not removed");
             }
         }
+    }
+
+    /// Whether a sandbox is connected, or was begun to be.
+    #[must_use]
+    pub fn is_connected(&self, id: &SandboxId) -> bool {
+        self.attached().contains_key(id)
     }
 
     /// Whether a sandbox is connected, or what is left of it is to be taken away.

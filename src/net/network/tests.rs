@@ -9,6 +9,8 @@ struct Fake {
     needs_path: bool,
     not_ready: bool,
     panics: bool,
+    /// Refuses every pod CIDR.
+    picky: bool,
     /// How many teardowns fail.
     sticky: AtomicUsize,
     /// How long a teardown takes.
@@ -81,7 +83,10 @@ impl Driver for Fake {
 
     fn set_pod_cidr(&self, cidr: &str) -> Result<(), NetError> {
         self.note(format!("cidr {cidr}"));
-        Ok(())
+        match self.picky {
+            true => Err(NetError::Invalid { field: "pod_cidr".into(), reason: "too small".into() }),
+            false => Ok(()),
+        }
     }
 
     fn describe(&self) -> serde_json::Value {
@@ -254,6 +259,7 @@ fn what_is_left_is_tried_again_also_by_the_next_daemon() {
         network.setup(request(id('a'))).await.unwrap();
         network.teardown(&id('a')).await;
         assert_eq!((network.leftovers().len(), place.pins()), (1, 1));
+        assert!(!network.is_connected(&id('a')), "nobody waits for it again");
         drop(network);
 
         let network = place.network(&[&fake]);
@@ -358,6 +364,19 @@ fn the_pod_cidr_is_checked_handed_on_and_kept() {
         let network = place.network(&[&fake]);
         assert_eq!(network.pod_cidr(), "10.244.1.0/24,fd00::/64");
         assert_eq!(fake.calls(), ["cidr 10.244.1.0/24,fd00::/64"]);
+    });
+}
+
+#[test]
+fn a_driver_that_connects_nobody_has_no_say_in_the_pod_cidr() {
+    run(async {
+        let bridge = Arc::new(Fake { picky: true, ..Fake::default() });
+        let cni = Arc::new(Fake { needs_path: true, ..Fake::default() });
+        for (driver, fits) in [(Choice::Bridge, false), (Choice::Cni, true), (Choice::Auto, false)] {
+            let network = place(driver).network(&[&bridge, &cni]);
+            assert_eq!(network.set_pod_cidr("10.1.0.0/30").await.is_ok(), fits, "{driver:?}");
+            assert_eq!(cni.calls(), ["cidr 10.1.0.0/30"]);
+        }
     });
 }
 

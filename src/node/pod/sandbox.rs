@@ -239,7 +239,9 @@ impl Pod {
         self.doing = Doing::Erasing;
         let (node, id) = (Arc::clone(&self.node), self.record.id.clone());
         let (shim, events) = (self.shim.take(), self.events.take());
-        let network = if self.record.network.is_some() { NetworkIs::There } else { NetworkIs::Gone };
+        // The record of one that was never ready names no network, and there may be one all the same.
+        let connected = self.record.network.is_some() || self.node.network.is_connected(&self.record.id);
+        let network = if connected { NetworkIs::There } else { NetworkIs::Gone };
         self.ops.push(async move {
             if let Some(events) = events {
                 wait_for_end(events).await;
