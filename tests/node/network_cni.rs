@@ -27,6 +27,9 @@ ADD)
     case $CNI_ARGS in *K8S_POD_NAME=refused*)
         echo '{{"cniVersion":"1.0.0","code":11,"msg":"the switch is on fire"}}'
         exit 1 ;;
+    *K8S_POD_NAME=lazy*)
+        sleep 2
+        touch $here/late ;;
     esac
     echo '{{"cniVersion":"1.0.0","interfaces":[{{"name":"eth0","sandbox":"'$CNI_NETNS'"}}],"ips":[{{"address":"192.0.2.9/24","interface":0}}]}}' ;;
 DEL)
@@ -158,5 +161,26 @@ fn the_network_is_ready_once_there_is_a_configuration() {
     fault_plugin(&node);
     wait_for("NetworkReady", PATIENCE, || not_ready(&node).is_none().then_some(()));
     node.run_pod("p");
+    node.finish();
+}
+
+#[test]
+fn a_plugin_that_outlives_its_daemon_connects_nobody() {
+    let node = node_with(FAULTY);
+    let dir = fault_plugin(&node);
+    std::thread::scope(|scope| {
+        let run = scope.spawn(|| node.pod("lazy").try_run().map(drop));
+        let begun = || std::fs::read_to_string(dir.join("calls")).is_ok_and(|calls| calls.contains("ADD "));
+        wait_for("the plugin's ADD", PATIENCE, || begun().then_some(()));
+        node.kill_daemon();
+        run.join().unwrap().unwrap_err();
+    });
+    node.restart();
+    let id = std::fs::read_to_string(dir.join("calls")).unwrap();
+    let id = id.lines().find_map(|line| line.strip_prefix("ADD ")).unwrap().to_owned();
+    wait_for("its DEL", PATIENCE, || (calls(&dir, "DEL", &id) > 0).then_some(()));
+    std::thread::sleep(Duration::from_millis(2500));
+    assert!(!dir.join("late").exists(), "it went on after DEL");
+    assert!(node.pod_ids().is_empty() && leftovers(&node).is_empty());
     node.finish();
 }

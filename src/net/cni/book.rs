@@ -1,6 +1,6 @@
 //! What was done for each sandbox, on disk: two files.
 //!
-//! `<id>.json` is the intent, written and synced before ADD: the whole configuration list, the request and the
+//! `<id>.json` is the intent, written before ADD and synced while the first plugins run: the whole configuration list, the request and the
 //! arguments. DEL uses these, whatever the configuration is by then, also after a reboot: leases of plugins outlive
 //! one. `<id>.result` is ADD's answer; were it lost in a power cut, DEL would still be possible.
 
@@ -88,12 +88,20 @@ impl Books {
         self.dir.join(format!("{id}.result"))
     }
 
-    /// Writes the intent, on disk when it returns.
+    /// Writes the intent: it survives the daemon, and a power cut once [`sync`](Self::sync) has been called.
     pub(super) fn begin(&self, id: &SandboxId, book: &Book) -> Result<(), NetError> {
         let path = self.intent(id);
         let network = book.list.to_json().map_err(io::Error::from).map_err(failed("write", &path))?;
         let intent = Intent { format: FORMAT, args: book.args.clone(), request: book.request.clone(), network };
-        write(&path, &intent, Durability::Power)
+        write(&path, &intent, Durability::Process)
+    }
+
+    /// Has the intent survive a power cut, which leases of plugins may survive.
+    pub(super) fn sync(&self, id: &SandboxId) -> Result<(), NetError> {
+        for path in [self.intent(id), self.dir.clone()] {
+            fs::File::open(&path).and_then(|file| file.sync_all()).map_err(failed("sync", &path))?;
+        }
+        Ok(())
     }
 
     /// Writes what came of it.

@@ -53,7 +53,7 @@ impl Driver for Cni {
         let book = Book { list, request: Some(request.clone()), args, result: None, is_complete: false };
         self.books.begin(&request.id, &book)?;
         let target = Target { id: &request.id, namespace: &path, args: &book.args };
-        let result = match self.chain(&book, target, &capabilities).add() {
+        let result = match self.beside_sync(&request.id, || self.chain(&book, target, &capabilities).add()) {
             Ok(result) => result,
             Err(stopped) => {
                 // DEL can do more with it, and does what it must without.
@@ -165,6 +165,22 @@ impl Cni {
         })
     }
 
+    /// Has plugins run while the intent is synced: that takes as long as a disk does, and they take longer. What they
+    /// write themselves reaches the disk no sooner, unless they sync it.
+    fn beside_sync<T>(&self, id: &SandboxId, run: impl FnOnce() -> T) -> T {
+        let sync = || {
+            if let Err(e) = self.books.sync(id) {
+                warn!(sandbox = %id, error = %e, "a power cut may lose what CNI ADD was called with");
+            }
+        };
+        std::thread::scope(|scope| {
+            if std::thread::Builder::new().name("net sync".to_owned()).spawn_scoped(scope, sync).is_err() {
+                sync();
+            }
+            run()
+        })
+    }
+
     /// ADD must not follow ADD: whatever is left of a former one goes first.
     fn undo_former(&self, id: &SandboxId) -> Result<(), NetError> {
         match self.delete(id, "").into_iter().next() {
@@ -207,6 +223,7 @@ impl Cni {
         let book = Book { list, request: None, args: request::bare_args(id), result: None, is_complete: false };
         self.books.set_aside(id)?;
         self.books.begin(id, &book)?;
+        self.books.sync(id)?;
         Ok(book)
     }
 
@@ -240,6 +257,7 @@ impl Cni {
         let args = request::bare_args(&sandbox.id);
         let book = Book { list, request: Some(request), args, result: None, is_complete: false };
         self.books.begin(&sandbox.id, &book)?;
+        self.books.sync(&sandbox.id)?;
         self.books.end(&sandbox.id, &result, false)
     }
 

@@ -14,6 +14,7 @@ mod driver;
 mod error;
 mod exec;
 pub mod list;
+mod orphan;
 mod plugin;
 mod request;
 mod result;
@@ -93,13 +94,14 @@ pub struct Cni {
 }
 
 impl Cni {
-    /// Opens the driver's books; nothing else is made, read or run.
+    /// Opens the driver's books, and ends what an earlier daemon of theirs has left running; nothing is run.
     ///
     /// # Errors
     /// [`NetError::Io`] if their directory cannot be made or read.
     pub fn open(settings: Settings) -> Result<Self, NetError> {
+        orphan::end(&settings.books);
         Ok(Self {
-            plugins: Plugins::new(settings.plugin_dirs.clone(), settings.deadlines),
+            plugins: Plugins::new(settings.plugin_dirs.clone(), settings.books.clone(), settings.deadlines),
             books: Books::open(settings.books.clone())?,
             turns: Turns::default(),
             current: Mutex::default(),

@@ -14,6 +14,7 @@ use tracing::debug;
 use super::super::INTERFACE;
 use super::error::{Failure, one_line, quoted};
 use super::exec::{Ended, Run};
+use super::orphan;
 use super::trust::Trust;
 use super::version::Version;
 use crate::id::SandboxId;
@@ -116,6 +117,8 @@ pub(super) struct Target<'a> {
 #[derive(Debug)]
 pub(super) struct Plugins {
     dirs: Vec<PathBuf>,
+    /// Whom they work for; see [`orphan`].
+    books: PathBuf,
     search_path: String,
     deadlines: Deadlines,
     trust: Trust,
@@ -146,9 +149,9 @@ struct Supported {
 }
 
 impl Plugins {
-    pub(super) fn new(dirs: Vec<PathBuf>, deadlines: Deadlines) -> Self {
+    pub(super) fn new(dirs: Vec<PathBuf>, books: PathBuf, deadlines: Deadlines) -> Self {
         let search_path = std::env::var("PATH").ok().filter(|p| !p.is_empty()).unwrap_or_else(|| PATH.to_owned());
-        Self { dirs, search_path, deadlines, trust: Trust::default(), versions: Mutex::default() }
+        Self { dirs, books, search_path, deadlines, trust: Trust::default(), versions: Mutex::default() }
     }
 
     pub(super) fn trust(&self) -> &Trust {
@@ -224,6 +227,7 @@ impl Plugins {
             ("CNI_COMMAND", verb.as_str().to_owned()),
             ("CNI_PATH", dirs.join(":")),
             ("PATH", self.search_path.clone()),
+            (orphan::MARK, self.books.display().to_string()),
         ];
         if let Some(target) = target {
             all.push(("CNI_CONTAINERID", target.id.as_str().to_owned()));

@@ -249,6 +249,25 @@ fn a_hung_status_is_asked_for_by_one_caller() {
 }
 
 #[test]
+fn a_plugin_of_a_former_daemon_does_not_finish_its_work() {
+    let slow = format!("[ $CNI_COMMAND = ADD ] && {{ touch $dir/begun; sleep 2; touch $dir/late; }}; {}", good());
+    let mut kit = Kit::new(&[("slow", &slow)]);
+    let other = Kit::new(&[("slow", &slow)]);
+    std::thread::scope(|scope| {
+        let (dead, living) = (scope.spawn(|| kit.setup(&request(1))), scope.spawn(|| other.setup(&request(1))));
+        while !(kit.path("begun").exists() && other.path("begun").exists()) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        drop(kit.another());
+        assert!(dead.join().unwrap().unwrap_err().to_string().contains("SIGKILL"));
+        living.join().unwrap().unwrap();
+    });
+    assert!(other.path("late").exists() && !kit.path("late").exists(), "nor do its children");
+    kit.reopen();
+    assert_eq!(kit.teardown(&request(1)), []);
+}
+
+#[test]
 fn a_hung_gc_costs_its_deadline_once() {
     use crate::net::Driver;
     let hangs = "[ $CNI_COMMAND = GC ] && sleep 1000; exit 0";

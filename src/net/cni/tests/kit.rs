@@ -119,7 +119,12 @@ impl Kit {
 
     /// A daemon started anew.
     pub fn reopen(&mut self) {
-        self.driver = Cni::open(settings(self.dir.path(), self.limit)).unwrap();
+        self.driver = self.another();
+    }
+
+    /// A daemon that takes the place of the one before.
+    pub fn another(&self) -> Cni {
+        Cni::open(settings(self.dir.path(), self.limit)).unwrap()
     }
 
     pub fn driver_known(&self) -> Vec<SandboxId> {
