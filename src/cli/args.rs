@@ -72,12 +72,14 @@ pub enum Command {
     Ps(PsArgs),
     /// Run a command in a running container
     Exec(ExecArgs),
+    /// Join the streams of a running container
+    Attach(AttachArgs),
     /// Print what a container wrote
     Logs(LogsArgs),
     /// Show all that is known about containers, pods or images
     Inspect(InspectArgs),
     /// Start containers that were made but not started
-    Start(Targets),
+    Start(StartArgs),
     /// Stop containers, or pods with all their containers
     Stop(StopArgs),
     /// Send a signal to the first processes of containers
@@ -311,6 +313,29 @@ pub struct ExecArgs {
     /// Command and arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     pub command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[allow(missing_docs)]
+pub struct AttachArgs {
+    /// Pass standard input on, to a container made with -i; on a terminal Ctrl-P Ctrl-Q leaves it running
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Container: name, POD/NAME, or the beginning of its id
+    pub container: String,
+}
+
+#[derive(Debug, Args)]
+#[allow(missing_docs)]
+pub struct StartArgs {
+    /// Show what it writes, pass signals on, and end with its exit code
+    #[arg(short, long)]
+    pub attach: bool,
+    /// The same, and pass standard input on, to a container made with -i
+    #[arg(short, long)]
+    pub interactive: bool,
+    #[command(flatten)]
+    pub targets: Targets,
 }
 
 #[derive(Debug, Args)]

@@ -6,7 +6,6 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tonic::{Code, Streaming};
 
-use super::args::ContainerArgs;
 use super::connect::Daemon;
 use super::error::CliError;
 use super::exec::exit_code;
@@ -42,6 +41,15 @@ pub(super) enum End {
     NotBegun(i32),
 }
 
+/// Which of a container's streams are ours, besides what it writes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Streams {
+    /// What is typed here is passed on.
+    pub(super) interactive: bool,
+    /// It has a terminal.
+    pub(super) tty: bool,
+}
+
 impl End {
     pub(super) fn code(self) -> u8 {
         match self {
@@ -57,11 +65,11 @@ pub(super) async fn run(
     daemon: &mut Daemon,
     id: &str,
     name: &str,
-    args: &ContainerArgs,
+    streams: Streams,
     signals: &mut Signals,
 ) -> Result<End, CliError> {
     let begin = async {
-        let joined = attach(daemon, id, args).await?;
+        let joined = join(daemon, id, streams).await?;
         run::start(daemon, id).await?;
         Ok::<_, CliError>(joined)
     };
@@ -69,7 +77,7 @@ pub(super) async fn run(
         begun = begin => begun?,
         number = session::asked_to_end(&mut signals.asked, 1) => return Ok(End::NotBegun(number)),
     };
-    let raw = if args.tty && args.interactive { Some(Raw::enter()?) } else { None };
+    let raw = raw(streams)?;
     // A program that has ended already reads nothing.
     sending.running.send(()).ok();
     let mut watch = Watch {
@@ -79,7 +87,7 @@ pub(super) async fn run(
         detached: sending.detached,
         responses: Some(responses),
         shown: Shown::default(),
-        rest: None,
+        replay: Replay::Closed,
     };
     let mut asked = signals.asked.clone();
     let hint = async {
@@ -98,6 +106,45 @@ pub(super) async fn run(
     end
 }
 
+/// Joins the streams of a container that runs, and stays until it ends or the person leaves. What it wrote before is
+/// not shown, and a signal is a way to leave.
+pub(super) async fn attach(
+    daemon: &mut Daemon,
+    id: &str,
+    streams: Streams,
+    signals: &mut Signals,
+) -> Result<End, CliError> {
+    let (sending, responses) = tokio::select! {
+        joined = join(daemon, id, streams) => joined?,
+        number = session::asked_to_end(&mut signals.asked, 1) => return Ok(End::GivenUp(number)),
+    };
+    let raw = raw(streams)?;
+    // One that has ended meanwhile reads nothing.
+    sending.running.send(()).ok();
+    // As long as the sender is there, none arrives.
+    let (_silent, mut no_signals) = mpsc::channel(1);
+    let mut watch = Watch {
+        daemon,
+        id,
+        signals: &mut no_signals,
+        detached: sending.detached,
+        responses: Some(responses),
+        shown: Shown::default(),
+        replay: Replay::Never,
+    };
+    let end = tokio::select! {
+        end = watch.until_end() => end,
+        number = session::asked_to_end(&mut signals.asked, 1) => Ok(End::GivenUp(number)),
+    };
+    drop(raw);
+    end
+}
+
+/// The terminal's keys as they are typed, if they are the container's.
+fn raw(streams: Streams) -> Result<Option<Raw>, CliError> {
+    (streams.tty && streams.interactive).then(Raw::enter).transpose()
+}
+
 fn hint(name: &str) -> String {
     format!(
         "{name} got the signal and goes on; `aril rm -f {name}` kills and removes it, a third Ctrl-C here leaves it \
@@ -111,15 +158,15 @@ struct Joined {
     running: oneshot::Sender<()>,
 }
 
-async fn attach(
+async fn join(
     daemon: &Daemon,
     id: &str,
-    args: &ContainerArgs,
+    Streams { interactive, tty }: Streams,
 ) -> Result<(Joined, Streaming<StreamResponse>), CliError> {
-    let start = AttachStart { container_id: id.to_owned(), stdin: args.interactive, stdout: true, stderr: !args.tty };
+    let start = AttachStart { container_id: id.to_owned(), stdin: interactive, stdout: true, stderr: !tty };
     let first = AttachRequest { body: Some(attach_request::Body::Start(start)) };
-    let Sending { requests, detached, running } = session::send(first, args.interactive, args.tty)?;
-    let size = terminal::size().filter(|_| args.tty).map(|size| AttachRequest::from(Input::Resize(size)));
+    let Sending { requests, detached, running } = session::send(first, interactive, tty)?;
+    let size = terminal::size().filter(|_| tty).map(|size| AttachRequest::from(Input::Resize(size)));
     let requests = WithSize { size, requests, first_sent: false };
     Ok((Joined { detached, running }, daemon.streams().attach(requests).await?.into_inner()))
 }
@@ -158,11 +205,22 @@ struct Watch<'a> {
     responses: Option<Streaming<StreamResponse>>,
     shown: Shown,
     /// What the log has beyond what was shown, once there is nothing else.
-    rest: Option<Rest>,
+    replay: Replay,
+}
+
+/// Whether the log takes over where the streams stopped.
+#[derive(Debug)]
+enum Replay {
+    /// Not: it began before us.
+    Never,
+    /// It will, if need be.
+    Closed,
+    Open(Rest),
 }
 
 impl Watch<'_> {
     async fn until_end(&mut self) -> Result<End, CliError> {
+        let replayed = self.is_replayed();
         let mut question = tokio::time::interval(QUESTION);
         loop {
             let ask = tokio::select! {
@@ -173,7 +231,7 @@ impl Watch<'_> {
                     false
                 }
                 Some(()) = self.detached.recv() => return Ok(End::Left),
-                ended = show(&mut self.responses, &mut self.shown) => ended?,
+                ended = show(&mut self.responses, &mut self.shown, replayed) => ended?,
                 _ = question.tick() => true,
             };
             if !ask {
@@ -204,11 +262,16 @@ impl Watch<'_> {
         }
     }
 
+    fn is_replayed(&self) -> bool {
+        !matches!(self.replay, Replay::Never)
+    }
+
     /// Shows what is still on its way.
     async fn drain(&mut self) -> Result<(), CliError> {
+        let replayed = self.is_replayed();
         let rest = async {
             while self.responses.is_some() {
-                show(&mut self.responses, &mut self.shown).await?;
+                show(&mut self.responses, &mut self.shown, replayed).await?;
             }
             Ok(())
         };
@@ -217,24 +280,36 @@ impl Watch<'_> {
 
     /// Shows what the log has beyond what was shown.
     async fn show_rest(&mut self) -> Result<(), CliError> {
-        if self.rest.is_none() {
+        if let Replay::Closed = self.replay {
             let status = logs::status(self.daemon, self.id).await?;
             // A pod of somebody else may keep no log of it; then what was shown is all there is.
             let Ok(path) = logs::log_path(&status) else { return Ok(()) };
-            self.rest = Some(Rest::open(&path, self.shown)?);
+            self.replay = Replay::Open(Rest::open(&path, self.shown)?);
         }
-        self.rest.as_mut().map_or(Ok(()), Rest::show)
+        match &mut self.replay {
+            Replay::Open(rest) => rest.show(),
+            Replay::Never | Replay::Closed => Ok(()),
+        }
     }
 }
 
 /// Shows the next piece of output; true when there will be no more of it.
-async fn show(responses: &mut Option<Streaming<StreamResponse>>, shown: &mut Shown) -> Result<bool, CliError> {
+/// If the log is `replayed` it makes up for what we missed.
+async fn show(
+    responses: &mut Option<Streaming<StreamResponse>>,
+    shown: &mut Shown,
+    replayed: bool,
+) -> Result<bool, CliError> {
     let Some(stream) = responses else { return std::future::pending().await };
     match session::show_next(stream, shown).await? {
         Received::Output => return Ok(false),
         Received::Exit(_) | Received::End => {}
         // It ended before we were joined to it, or we read too slowly: the log has the rest.
-        Received::Broken(status) if matches!(status.code(), Code::FailedPrecondition | Code::ResourceExhausted) => {}
+        Received::Broken(status) if matches!(status.code(), Code::FailedPrecondition | Code::ResourceExhausted) => {
+            if status.code() == Code::ResourceExhausted && !replayed {
+                return Err(status.into());
+            }
+        }
         Received::Broken(status) => return Err(status.into()),
     }
     *responses = None;

@@ -3,10 +3,11 @@
 //! Owns the command line, the terminal and the words. Keeps no state and knows nothing that the daemon does not tell,
 //! but for two things of its own on a pod: that it was made for one container ([`find::OWN_POD`]), and where its
 //! logs go ([`find::LOG_DIRECTORY`]). Errors are one sentence; exit codes are 0, 1, 2 for wrong use, and for
-//! `run` and `exec` the program's own, or 125 to 127.
+//! `run`, `start -a`, `attach` and `exec` the program's own, or 125 to 127.
 
 mod about;
 pub mod args;
+mod attach;
 mod connect;
 pub mod credentials;
 mod doctor;
@@ -125,6 +126,8 @@ async fn with_daemon(cli: &Cli, config: &Config) -> Result<u8, CliError> {
     match &cli.command {
         Command::Run(args) => return run::run(daemon, args, output).await,
         Command::Exec(args) => return exec::exec(daemon, args).await,
+        Command::Attach(args) => return attach::attach(daemon, args).await,
+        Command::Start(args) if args.attach || args.interactive => return attach::start(daemon, args).await,
         other => act(daemon, other, output).await?,
     }
     Ok(0)
@@ -139,7 +142,7 @@ async fn act(daemon: &mut Daemon, command: &Command, output: Output) -> Result<(
         Command::Ps(args) => list::ps(daemon, args, output).await,
         Command::Logs(args) => logs::logs(daemon, args).await,
         Command::Inspect(args) => inspect::inspect(daemon, &args.names, output).await,
-        Command::Start(targets) => remove::start(daemon, targets).await,
+        Command::Start(args) => remove::start(daemon, &args.targets).await,
         Command::Stop(args) | Command::Pod(PodCommand::Stop(args)) => remove::stop(daemon, args).await,
         Command::Kill(args) => remove::kill(daemon, args).await,
         Command::Rm(args) | Command::Pod(PodCommand::Rm(args)) => remove::rm(daemon, args).await,
@@ -159,6 +162,7 @@ async fn act(daemon: &mut Daemon, command: &Command, output: Output) -> Result<(
         Command::Serve(_)
         | Command::Run(_)
         | Command::Exec(_)
+        | Command::Attach(_)
         | Command::Version
         | Command::Doctor
         | Command::Login(_)

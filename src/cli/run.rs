@@ -9,7 +9,7 @@ use super::args::{ContainerArgs, Network, Output, PidMode, PodCreateArgs, RunArg
 use super::connect::Daemon;
 use super::error::CliError;
 use super::find::{LOG_DIRECTORY, OWN_POD, Objects, container_name, pod_name};
-use super::foreground::{self, End};
+use super::foreground::{self, End, Streams};
 use super::output::{self, short};
 use super::pull;
 use super::remove;
@@ -49,7 +49,8 @@ pub(super) async fn run(daemon: &mut Daemon, args: &RunArgs, output: Output) -> 
     }
     let name = made.name.as_str();
     let mut signals = Signals::listen()?;
-    let result = foreground::run(daemon, &made.container, name, &args.container, &mut signals).await;
+    let streams = Streams { interactive: args.container.interactive, tty: args.container.tty };
+    let result = foreground::run(daemon, &made.container, name, streams, &mut signals).await;
     let is_over = match &result {
         Ok(End::Left | End::GivenUp(_)) => {
             let stop = if args.rm { format!("rm -f {name}") } else { format!("stop {name}") };

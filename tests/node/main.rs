@@ -10,6 +10,7 @@
 #[allow(dead_code, unused_imports)]
 mod support;
 
+mod attach;
 mod bad_input;
 mod cli;
 mod exec;
