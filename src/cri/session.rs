@@ -1,20 +1,16 @@
 //! Streams between a gRPC client and a process: bounded both ways, ended by either side.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
 use super::error::status as error;
 use crate::api::node::{AttachRequest, ExecRequest, StreamResponse, TtySize};
 use crate::api::node::{attach_request, exec_request, stream_response};
 use crate::node::{Attachment, Resizer, Session};
-use crate::stream::Pipe;
-
-/// How long output may still come after the process ended, from children that hold its streams.
-const DRAIN: Duration = Duration::from_millis(250);
+use crate::stream::{CHUNK_BYTES, Pipe, Tail};
 
 /// What closes the input of a terminal: the character its line discipline takes for the end.
 const END_OF_TRANSMISSION: &[u8] = b"\x04";
@@ -74,11 +70,12 @@ pub(super) async fn exec(mut session: Session, input: Streaming<ExecRequest>, se
     let stdin = session.stdin.take().map(Arc::new).or_else(|| terminal.clone());
     let (stdout, stderr) = (session.stdout.take(), session.stderr.take());
     let input = feed(input, stdin, terminal.is_some(), resizer);
+    let (told, tail) = Tail::new();
     let output = async {
         tokio::join!(
-            pump(stdout.as_ref(), stream_response::Body::Stdout, &sender),
-            pump(stderr.as_ref(), stream_response::Body::Stderr, &sender),
-            pump(terminal.as_deref(), stream_response::Body::Stdout, &sender),
+            pump(stdout.as_ref(), stream_response::Body::Stdout, &sender, tail.clone()),
+            pump(stderr.as_ref(), stream_response::Body::Stderr, &sender, tail.clone()),
+            pump(terminal.as_deref(), stream_response::Body::Stdout, &sender, tail.clone()),
         );
     };
     tokio::pin!(input, output);
@@ -92,8 +89,9 @@ pub(super) async fn exec(mut session: Session, input: Streaming<ExecRequest>, se
         }
     };
     if !is_drained {
-        // What the process itself wrote is in its streams already.
-        timeout(DRAIN, &mut output).await.ok();
+        // The receivers are in `output`, which ends at once if the client is gone.
+        told.send(Some(Instant::now())).ok();
+        output.await;
     }
     let last = match code {
         Ok(code) => Ok(StreamResponse { body: Some(stream_response::Body::ExitCode(code)) }),
@@ -107,19 +105,32 @@ pub(super) async fn attach(attachment: Attachment, input: Streaming<AttachReques
     let resizer = attachment.resizer();
     let Attachment { stdin, stdout, stderr, .. } = attachment;
     let has_output = stdout.is_some() || stderr.is_some();
-    let input = feed(input, stdin.map(Arc::new), false, resizer);
+    let stdin = stdin.map(Arc::new);
+    let for_nobody = {
+        let stdin = stdin.clone().filter(|_| !has_output);
+        async move {
+            match stdin {
+                Some(stdin) => stdin.unread().await,
+                None => std::future::pending().await,
+            }
+        }
+    };
+    let input = feed(input, stdin, false, resizer);
+    // Of an attachment the end of its streams is the only end.
+    let (_told, tail) = Tail::new();
     let output = async {
         tokio::join!(
-            pump(stdout.as_ref(), stream_response::Body::Stdout, &sender),
-            pump(stderr.as_ref(), stream_response::Body::Stderr, &sender),
+            pump(stdout.as_ref(), stream_response::Body::Stdout, &sender, tail.clone()),
+            pump(stderr.as_ref(), stream_response::Body::Stderr, &sender, tail.clone()),
         );
     };
-    tokio::pin!(input, output);
+    tokio::pin!(input, output, for_nobody);
     let mut is_fed = false;
     loop {
         tokio::select! {
             () = sender.closed() => return,
             () = &mut output, if has_output => return,
+            () = &mut for_nobody => return,
             () = &mut input, if !is_fed => {
                 is_fed = true;
                 if !has_output {
@@ -164,10 +175,17 @@ async fn close(stdin: &mut Option<Arc<Pipe>>, is_terminal: bool) {
 }
 
 /// Takes what the process writes to the client, as fast as that one reads.
-async fn pump(stream: Option<&Pipe>, body: impl Fn(Vec<u8>) -> stream_response::Body, sender: &Sender) {
+async fn pump(stream: Option<&Pipe>, body: impl Fn(Vec<u8>) -> stream_response::Body, sender: &Sender, mut tail: Tail) {
     let Some(stream) = stream else { return };
-    while let Ok(chunk) = stream.read().await {
-        if chunk.is_empty() || sender.send(Ok(StreamResponse { body: Some(body(chunk)) })).await.is_err() {
+    while tail.more(stream).await {
+        let mut chunk = vec![0; CHUNK_BYTES];
+        let length = match stream.try_read(&mut chunk) {
+            Ok(None) => continue,
+            Ok(Some(0)) | Err(_) => return,
+            Ok(Some(length)) => length,
+        };
+        chunk.truncate(length);
+        if sender.send(Ok(StreamResponse { body: Some(body(chunk)) })).await.is_err() || !tail.took(length) {
             return;
         }
     }
@@ -175,6 +193,8 @@ async fn pump(stream: Option<&Pipe>, body: impl Fn(Vec<u8>) -> stream_response::
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -205,10 +225,38 @@ mod tests {
             all
         };
         let pump = async {
-            pump(Some(&ours), stream_response::Body::Stderr, &sender).await;
+            let (_told, tail) = Tail::new();
+            pump(Some(&ours), stream_response::Body::Stderr, &sender, tail).await;
             drop(sender);
         };
         let ((), (), all) = tokio::join!(write, pump, read);
         assert_eq!(all, b"onetwo");
+    }
+
+    #[tokio::test]
+    async fn output_of_an_ended_process_waits_for_a_client_that_pauses() {
+        let (ours, theirs) = Pipe::from_process().unwrap();
+        let process = Pipe::new(theirs).unwrap();
+        process.write_all(&[b'x'; 60_000]).await.unwrap();
+        let (sender, mut receiver) = mpsc::channel(1);
+        let (told, tail) = Tail::new();
+        told.send(Some(Instant::now())).unwrap();
+        let read = async {
+            let mut length = 0;
+            tokio::time::sleep(Duration::from_millis(600)).await;
+            while let Some(Ok(StreamResponse { body: Some(stream_response::Body::Stdout(bytes)) })) =
+                receiver.recv().await
+            {
+                length += bytes.len();
+            }
+            length
+        };
+        let pump = async {
+            pump(Some(&ours), stream_response::Body::Stdout, &sender, tail).await;
+            drop(sender);
+        };
+        // A child holds the stream.
+        assert_eq!(tokio::join!(pump, read).1, 60_000);
+        drop(process);
     }
 }

@@ -12,7 +12,7 @@ use tracing::info;
 use super::error::{invalid, status as error};
 use crate::api::cri::{AttachRequest, ExecRequest, PortForwardRequest};
 use crate::node::{Attachment, Node, Resizer, Session, SessionConfig, Streams, chain};
-use crate::stream::{Admission, Backend, Pipes, Request, Resize, Stdio, StreamError, Streaming};
+use crate::stream::{Admission, Backend, Pipes, Request, Resize, Stdio, StreamError, Streaming, limits};
 
 /// The streaming server. It listens from the first request on that needs it: with people at a shell alone, never.
 #[derive(Debug)]
@@ -70,6 +70,10 @@ impl Server {
         }
         let ports = port.into_iter().map(|port| u16::try_from(port).ok().filter(|port| *port != 0));
         let ports = ports.collect::<Option<_>>().ok_or_else(|| invalid("port", "not from 1 to 65535"))?;
+        let ports: Vec<u16> = ports;
+        if ports.len() > limits::STREAMS / 2 {
+            return Err(invalid("port", &format!("more than {}", limits::STREAMS / 2)));
+        }
         let sandbox = self.node.sandbox_up(&pod_sandbox_id).map_err(|e| error(&e))?;
         self.url(Request::PortForward { sandbox: sandbox.id.to_string(), ports }).await
     }

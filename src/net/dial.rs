@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
@@ -40,16 +41,31 @@ async fn connect(namespace: &Arc<OwnedFd>, ip: IpAddr, port: u16) -> io::Result<
     };
     let made = apart("make a socket", make).await.map_err(io::Error::other)???;
     let socket = TcpSocket::from_std_stream(made.into());
-    match timeout(PATIENCE, socket.connect(SocketAddr::new(ip, port))).await {
-        Ok(connected) => connected,
-        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    let connected = timeout(PATIENCE, socket.connect(SocketAddr::new(ip, port))).await;
+    let connection = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+    // The kernel may give a socket the very port it is to connect to, and then connects it to itself.
+    if connection.local_addr()? == connection.peer_addr()? {
+        return Err(Errno::ECONNREFUSED.into());
     }
+    Ok(connection)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::net::namespace;
+
+    #[tokio::test]
+    async fn nobody_is_connected_to_himself() {
+        let own = apart("test", || {
+            let own = namespace::create().unwrap();
+            let only = || std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40001 40001");
+            namespace::inside(own.as_fd(), only).unwrap().unwrap();
+            own
+        });
+        let refused = localhost(own.await.unwrap(), 40_001).await.unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(Errno::ECONNREFUSED as i32));
+    }
 
     #[tokio::test]
     async fn both_localhosts_of_a_namespace_are_tried_and_no_other() {

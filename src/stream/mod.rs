@@ -35,7 +35,7 @@ use std::sync::Arc;
 
 use tokio::net::TcpStream;
 
-pub use self::pipe::{CHUNK_BYTES, Pipe};
+pub use self::pipe::{CHUNK_BYTES, Pipe, Tail};
 pub use self::server::{Admission, Streaming};
 
 /// What a client may take and keep.

@@ -2,14 +2,23 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
 
 /// How much is read at once; a pipe holds 64 KiB.
 pub const CHUNK_BYTES: usize = 32 * 1024;
+
+/// How long output is waited for once the process has ended: children of it may hold its streams for ever.
+const DRAIN: Duration = Duration::from_millis(250);
+
+/// … and how much of it is taken on then: what the process itself wrote is in its streams already, which hold less.
+const REST_BYTES: usize = 1 << 20;
 
 /// A descriptor that tells when it is ready.
 #[derive(Debug)]
@@ -28,6 +37,7 @@ impl Pipe {
             OFlag::O_WRONLY => Interest::WRITABLE,
             _ => Interest::READABLE | Interest::WRITABLE,
         };
+        let interest = interest | Interest::ERROR;
         watch(fd, interest).map(Self)
     }
 
@@ -98,6 +108,57 @@ impl Pipe {
     }
 }
 
+impl Pipe {
+    /// Waits until nobody will read any more what is written to a pipe.
+    pub async fn unread(&self) {
+        // An error means that the runtime is going down, which is an end too.
+        self.0.ready(Interest::ERROR).await.map(drop).unwrap_or(());
+    }
+}
+
+/// How long to go on with the output of a process: all of what it wrote, and not for ever.
+///
+/// Only output that does not come is waited for with a limit. Who takes it has all the time there is.
+#[derive(Debug, Clone)]
+pub struct Tail {
+    ended: watch::Receiver<Option<Instant>>,
+    rest: usize,
+}
+
+impl Tail {
+    /// Of a process that has ended when the sender says so.
+    #[must_use]
+    pub fn new() -> (watch::Sender<Option<Instant>>, Self) {
+        let (told, ended) = watch::channel(None);
+        (told, Self { ended, rest: REST_BYTES })
+    }
+
+    /// Waits until there may be something to read; `false` if the process has ended and nothing came for a moment.
+    pub async fn more(&mut self, pipe: &Pipe) -> bool {
+        let over = async {
+            // An error would mean that nobody waits for the process: that is no end.
+            match self.ended.wait_for(Option::is_some).await.map(|at| *at) {
+                Ok(Some(at)) => sleep_until(at + DRAIN).await,
+                _ => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            // What is there goes before the end.
+            biased;
+            readable = pipe.readable() => readable.is_ok(),
+            () = over => false,
+        }
+    }
+
+    /// Counts what was taken; `false` if that is more than the process can have left.
+    pub fn took(&mut self, bytes: usize) -> bool {
+        if self.ended.borrow().is_some() {
+            self.rest = self.rest.saturating_sub(bytes);
+        }
+        self.rest > 0
+    }
+}
+
 /// Registers a descriptor with the runtime.
 // Deprecated because a type may close its descriptor behind the runtime's back: an `OwnedFd` cannot.
 #[allow(deprecated)]
@@ -117,6 +178,16 @@ mod tests {
         drop(writer);
         assert_eq!(ours.read().await.unwrap(), b"hello");
         assert_eq!(ours.read().await.unwrap(), b"");
+    }
+
+    #[tokio::test]
+    async fn a_writer_hears_that_nobody_reads_any_more() {
+        let (writer, theirs) = Pipe::to_process().unwrap();
+        writer.write_all(b"x").await.unwrap();
+        let soon = Duration::from_millis(50);
+        assert!(tokio::time::timeout(soon, writer.unread()).await.is_err());
+        drop(theirs);
+        tokio::time::timeout(soon * 100, writer.unread()).await.unwrap();
     }
 
     #[tokio::test]

@@ -5,23 +5,16 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
 use tracing::debug;
 
 use super::link::{Link, LinkError, Opened};
 use super::outlet::{Outlet, Parcel};
 use super::spdy::{status, value};
-use super::{Backend, Pipe, Pipes, Request, Resize, Session, Stdio, limits, websocket};
-
-/// How long output is waited for once the process has ended: children of it may hold its streams for ever.
-const DRAIN: Duration = Duration::from_millis(250);
-
-/// … and how much of it is taken on then: what the process itself wrote is in its streams already, which hold less.
-const REST_BYTES: usize = 1 << 20;
+use super::{Backend, Pipe, Pipes, Request, Resize, Session, Stdio, Tail, limits, websocket};
 
 /// What closes the input of a terminal: the character its line discipline takes for the end.
 const END_OF_TRANSMISSION: &[u8] = b"\x04";
@@ -214,16 +207,16 @@ async fn run<S: Session>(mut session: S, streams: Streams, outlet: &Outlet) -> R
     let is_terminal = terminal.is_some();
     let stdin = stdin.map(Arc::new).or_else(|| terminal.clone());
     let has_output = stdout.is_some() || stderr.is_some() || is_terminal;
-    let (told, ended) = watch::channel(None);
+    let (told, tail) = Tail::new();
     let (to_stdout, to_stderr) = (streams.stdout.as_ref(), streams.stderr.as_ref());
     let output = async {
         tokio::join!(
-            pump(stdout.as_ref(), to_stdout, outlet, ended.clone()),
-            pump(stderr.as_ref(), to_stderr, outlet, ended.clone()),
-            pump(terminal.as_deref(), to_stdout, outlet, ended.clone()),
+            pump(stdout.as_ref(), to_stdout, outlet, tail.clone()),
+            pump(stderr.as_ref(), to_stderr, outlet, tail.clone()),
+            pump(terminal.as_deref(), to_stdout, outlet, tail.clone()),
         );
     };
-    let (mut output, mut input) = (pin!(output), pin!(feed(streams.stdin, stdin, is_terminal)));
+    let (mut output, mut input) = (pin!(output), pin!(feed(streams.stdin, stdin, is_terminal, has_output)));
     let mut resizing = pin!(resizes(streams.resize, resize));
     let (mut is_fed, mut is_drained) = (false, false);
     let ended = loop {
@@ -235,9 +228,14 @@ async fn run<S: Session>(mut session: S, streams: Streams, outlet: &Outlet) -> R
                     break Ok(0);
                 }
             }
-            had_input = &mut input, if !is_fed => {
+            fed = &mut input, if !is_fed => {
                 is_fed = true;
-                if had_input && (ends_with_input || (lasts_as_its_streams && !has_output)) {
+                let is_over = match fed {
+                    Fed::None => false,
+                    Fed::All => ends_with_input || (lasts_as_its_streams && !has_output),
+                    Fed::Unread => lasts_as_its_streams && !has_output,
+                };
+                if is_over {
                     break Ok(0);
                 }
             }
@@ -252,45 +250,48 @@ async fn run<S: Session>(mut session: S, streams: Streams, outlet: &Outlet) -> R
     ended
 }
 
-/// Takes what the client sends to the process, until either wants no more. Tells whether there was input at all.
-async fn feed(input: Option<Opened>, stdin: Option<Arc<Pipe>>, is_terminal: bool) -> bool {
-    let (Some(mut input), Some(stdin)) = (input, stdin) else { return false };
-    while let Some(piece) = input.input.recv().await {
-        if stdin.write_all(&piece.bytes).await.is_err() {
-            // The process closed it; what still comes is dropped.
-            return true;
+/// How a process's input ended.
+enum Fed {
+    /// There was none.
+    None,
+    /// The client sent all.
+    All,
+    /// The process wants no more, or is gone.
+    Unread,
+}
+
+/// Takes what the client sends to the process, until either wants no more.
+async fn feed(input: Option<Opened>, stdin: Option<Arc<Pipe>>, is_terminal: bool, has_output: bool) -> Fed {
+    let (Some(mut input), Some(stdin)) = (input, stdin) else { return Fed::None };
+    let unread = async {
+        match is_terminal || has_output {
+            // Output tells of the end, and a client whose input nobody takes may still leave by ending it.
+            true => std::future::pending().await,
+            false => stdin.unread().await,
         }
+    };
+    let fed = async {
+        let mut is_read = true;
+        while let Some(piece) = input.input.recv().await {
+            // What comes once the process has closed it is dropped.
+            is_read = is_read && stdin.write_all(&piece.bytes).await.is_ok();
+        }
+        if is_terminal {
+            // A terminal that is gone needs no end.
+            stdin.write_all(END_OF_TRANSMISSION).await.ok();
+        }
+        Fed::All
+    };
+    tokio::select! {
+        fed = fed => fed,
+        () = unread => Fed::Unread,
     }
-    if is_terminal {
-        // A terminal that is gone needs no end.
-        stdin.write_all(END_OF_TRANSMISSION).await.ok();
-    }
-    true
 }
 
 /// Takes what the process writes to the client, as fast as that one reads; without a stream for it, to nobody.
-async fn pump(
-    pipe: Option<&Pipe>,
-    stream: Option<&Opened>,
-    outlet: &Outlet,
-    mut ended: watch::Receiver<Option<Instant>>,
-) {
+async fn pump(pipe: Option<&Pipe>, stream: Option<&Opened>, outlet: &Outlet, mut tail: Tail) {
     let Some(pipe) = pipe else { return };
-    let mut rest = REST_BYTES;
-    loop {
-        let over = async {
-            // An error would mean that nobody waits for the process: that is no end.
-            match ended.wait_for(Option::is_some).await.map(|at| *at) {
-                Ok(Some(at)) => sleep_until(at + DRAIN).await,
-                _ => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            // What is there goes before the end.
-            biased;
-            readable = pipe.readable() => if readable.is_err() { return },
-            () = over => return,
-        }
+    while tail.more(pipe).await {
         // Only while there is something to read is there memory for it.
         let mut parcel = Parcel::new();
         loop {
@@ -304,11 +305,8 @@ async fn pump(
                         Some(_) => {}
                         None => tokio::task::yield_now().await,
                     }
-                    if ended.borrow().is_some() {
-                        rest = rest.saturating_sub(length);
-                        if rest == 0 {
-                            return;
-                        }
+                    if !tail.took(length) {
+                        return;
                     }
                 }
             }

@@ -101,6 +101,8 @@ async fn connect<B: Backend>(desk: Arc<Desk<B>>, strangers: Arc<Strangers>, conn
     let session = {
         let (number, sent_away) = strangers.enter();
         let session = tokio::select! {
+            // Who has shown a token at last is no stranger.
+            biased;
             session = receive(&desk, connection) => session,
             _ = sent_away => None,
         };

@@ -42,9 +42,8 @@ impl Book {
         (&self.random).read_exact(&mut bytes).map_err(StreamError::Random)?;
         let token: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         let mut pending = self.pending();
-        if pending.len() >= limits::TOKENS {
-            pending.retain(|_, (until, _)| *until > now);
-        }
+        // What they were for may be long; it is not kept for want of others.
+        pending.retain(|_, (until, _)| *until > now);
         if pending.len() >= limits::TOKENS {
             return Err(StreamError::TooMany);
         }
@@ -97,5 +96,6 @@ mod tests {
         assert!(matches!(book.enter(request(), now), Err(StreamError::TooMany)));
         // A minute later all are forgotten.
         book.enter(request(), now + limits::TOKEN_LIFE).unwrap();
+        assert_eq!(book.pending().len(), 1);
     }
 }

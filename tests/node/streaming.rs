@@ -211,6 +211,22 @@ fn attach_gives_what_is_new_and_again_after_a_restart() {
 }
 
 #[test]
+fn whoever_only_gives_input_hears_of_the_end() {
+    let node = start();
+    let pod = node.run_pod("input");
+    let shell = pod.container(["sh"]).with(|c| c.stdin = true).run();
+    let request =
+        AttachRequest { container_id: shell.id.clone(), stdin: true, stdout: false, stderr: false, tty: false };
+    let url = node.cri().runtime(|mut c| async move { c.attach(request).await }).unwrap().url;
+    let mut client = spdy(&node, &url, V4);
+    let [error, stdin] = client.streams(["error", "stdin"]);
+    client.send(stdin, b"echo here >&2; sleep 1; exit 7\n");
+    assert_eq!(verdict(&client.read_to_end(error)), Ok(0));
+    pod.remove().unwrap();
+    node.finish();
+}
+
+#[test]
 fn a_client_that_goes_away_ends_what_it_began() {
     let node = start();
     let container = node.run(["sleep", "100000"]);
@@ -336,6 +352,8 @@ fn what_cannot_be_is_refused_by_the_call() {
         node.cri().runtime(|mut c| async move { c.port_forward(request).await })
     };
     refused(forward(&pod.id, 65_536), Code::InvalidArgument, &["port"]);
+    let many = PortForwardRequest { pod_sandbox_id: pod.id.clone(), port: vec![80; 129] };
+    refused(node.cri().runtime(|mut c| async move { c.port_forward(many).await }), Code::InvalidArgument, &["port"]);
     refused(forward("", 80), Code::InvalidArgument, &["pod_sandbox_id"]);
     refused(forward(&"0".repeat(64), 80), Code::NotFound, &[]);
     pod.stop().unwrap();
