@@ -76,6 +76,8 @@ pub enum Command {
     Attach(AttachArgs),
     /// Print what a container wrote
     Logs(LogsArgs),
+    /// Lead ports of this machine into a pod, whatever network it has, until Ctrl-C
+    PortForward(PortForwardArgs),
     /// Show all that is known about containers, pods or images
     Inspect(InspectArgs),
     /// Start containers that were made but not started
@@ -355,6 +357,16 @@ pub struct LogsArgs {
     pub timestamps: bool,
     /// Container: name, POD/NAME, or the beginning of its id
     pub container: String,
+}
+
+#[derive(Debug, Args)]
+#[allow(missing_docs)]
+pub struct PortForwardArgs {
+    /// Pod: name, or the beginning of its id
+    pub pod: String,
+    /// Port here, 0 for any, and port in the pod [default of ADDRESS: 127.0.0.1]
+    #[arg(required = true, value_name = "[ADDRESS:]LOCAL:REMOTE", value_parser = parse::forward)]
+    pub ports: Vec<parse::Forward>,
 }
 
 #[derive(Debug, Args)]

@@ -15,6 +15,7 @@ mod error;
 mod exec;
 mod find;
 mod foreground;
+mod forward;
 mod image;
 mod inspect;
 mod list;
@@ -141,6 +142,7 @@ async fn act(daemon: &mut Daemon, command: &Command, output: Output) -> Result<(
         Command::Pod(PodCommand::Create(args)) => run::create_pod(daemon, args, output).await,
         Command::Ps(args) => list::ps(daemon, args, output).await,
         Command::Logs(args) => logs::logs(daemon, args).await,
+        Command::PortForward(args) => forward::forward(daemon, args).await,
         Command::Inspect(args) => inspect::inspect(daemon, &args.names, output).await,
         Command::Start(args) => remove::start(daemon, &args.targets).await,
         Command::Stop(args) | Command::Pod(PodCommand::Stop(args)) => remove::stop(daemon, args).await,

@@ -1,6 +1,6 @@
 //! Values of flags, from text: sizes, processors, variables, volumes, users.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use crate::api::cri::Protocol;
 
@@ -26,6 +26,17 @@ pub struct Publish {
     pub count: u16,
     /// All of this one.
     pub protocol: Protocol,
+}
+
+/// A port of this machine that leads into a pod while a command runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Forward {
+    /// Where it listens here.
+    pub address: IpAddr,
+    /// The port here; 0: any that is free.
+    pub local: u16,
+    /// The port in the pod, on its localhost.
+    pub remote: u16,
 }
 
 /// A user as asked for.
@@ -116,6 +127,23 @@ pub(super) fn publish(text: &str) -> Result<Publish, String> {
         return Err(format!("{text:?} leads {} ports to {}; make both ranges of one length", host.1, pod.1));
     }
     Ok(Publish { ip, host: host.0, pod: pod.0, count: host.1, protocol })
+}
+
+/// `[ADDRESS:]LOCAL:REMOTE`; a LOCAL of 0 is any.
+pub(super) fn forward(text: &str) -> Result<Forward, String> {
+    let usage = || format!("{text:?} is not LOCAL:REMOTE; write 8080:80, 0:80 for any port, or [::1]:8080:80");
+    let number = |text: &str| text.parse::<u16>().ok().filter(|_| text.bytes().all(|b| b.is_ascii_digit()));
+    let (rest, remote) = text.rsplit_once(':').ok_or_else(usage)?;
+    let (address, local) = match rest.rsplit_once(':') {
+        None => (Ipv4Addr::LOCALHOST.into(), rest),
+        Some((ip, local)) => {
+            let bare = ip.strip_prefix('[').and_then(|ip| ip.strip_suffix(']')).unwrap_or(ip);
+            let advice = format!("{ip:?} is no address of this machine; write [ADDRESS:]LOCAL:REMOTE");
+            (bare.parse().map_err(|_| advice)?, local)
+        }
+    };
+    let remote = number(remote).filter(|port| *port != 0).ok_or_else(usage)?;
+    Ok(Forward { address, local: number(local).ok_or_else(usage)?, remote })
 }
 
 /// The first of some ports, and how many.
@@ -219,6 +247,18 @@ mod tests {
             "1:2:3:4",
         ] {
             assert!(publish(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_port_that_leads_into_a_pod_is_on_loopback_unless_told() {
+        let of = |text: &str| forward(text).map(|f| (f.address.to_string(), f.local, f.remote));
+        assert_eq!(of("8080:80"), Ok(("127.0.0.1".to_owned(), 8080, 80)));
+        assert_eq!(of("0:80"), Ok(("127.0.0.1".to_owned(), 0, 80)));
+        assert_eq!(of("[::1]:1:2"), Ok(("::1".to_owned(), 1, 2)));
+        assert_eq!(of("0.0.0.0:1:2"), Ok(("0.0.0.0".to_owned(), 1, 2)));
+        for wrong in ["80", "80:0", ":80", "+1:80", "1:2:3", "localhost:1:2", "65536:80", "1:", ""] {
+            assert!(forward(wrong).is_err(), "{wrong}");
         }
     }
 

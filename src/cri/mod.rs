@@ -22,6 +22,7 @@ mod server;
 mod session;
 mod status;
 mod streaming;
+mod tunnel;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

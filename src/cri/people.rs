@@ -9,8 +9,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::error::{image_store, import, invalid, status as error};
 use super::pull::PullStream;
-use super::{Service, network, session};
-use crate::api::node::{attach_request, exec_request, *};
+use super::{Service, network, session, tunnel};
+use crate::api::node::{attach_request, exec_request, tunnel_request, *};
 use crate::api::service::node::node_server::Node;
 use crate::image;
 use crate::node::{self, SessionConfig, Streams};
@@ -130,6 +130,22 @@ impl Node for Service {
         let session = self.node.exec(&container_id, config).await.map_err(|e| error(&e))?;
         let (sender, receiver) = mpsc::channel(BACKLOG);
         tokio::spawn(session::exec(session, input, sender));
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    type TunnelStream = ReceiverStream<Result<TunnelResponse, Status>>;
+
+    async fn tunnel(&self, request: Request<Streaming<TunnelRequest>>) -> Answer<Self::TunnelStream> {
+        let mut input = request.into_inner();
+        let Some(tunnel_request::Body::Start(start)) = input.message().await?.and_then(|m| m.body) else {
+            return Err(invalid("start", "missing: the first message says where to"));
+        };
+        let TunnelStart { pod_sandbox_id, port } = start;
+        let port = u16::try_from(port).ok().filter(|port| *port != 0).ok_or_else(|| invalid("port", "is none"))?;
+        let connection = self.node.connect(&pod_sandbox_id, port).await.map_err(|e| error(&e))?;
+        let name = format!("port {port} of sandbox {}", pod_sandbox_id.chars().take(12).collect::<String>());
+        let (sender, receiver) = mpsc::channel(tunnel::BACKLOG);
+        tokio::spawn(tunnel::serve(connection, input, sender, name));
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 

@@ -28,6 +28,7 @@ mod network;
 mod network_cli;
 mod network_cni;
 mod network_ports;
+mod port_forward;
 mod power;
 mod process;
 mod pulls;
