@@ -62,8 +62,7 @@ impl Driver for Bridge {
         let id = &request.id;
         // An earlier try must not stand in its own way.
         lock(&self.loopback).close(id);
-        let warnings = self.try_ports(request)?;
-        let pod = self.enter(request)?;
+        let (pod, warnings) = self.enter_with_ports(request)?;
         let first = pod.addresses.first().map_or(IpAddr::from([0; 4]), |(ip, _)| *ip);
         let mac = mac(&request.mac)?.unwrap_or_else(|| link::mac_of(first));
         self.connect(id, namespace, made, mac)?;
@@ -168,22 +167,20 @@ impl Driver for Bridge {
 }
 
 impl Bridge {
-    /// Whether the host ports are free; warnings.
-    fn try_ports(&self, request: &Request) -> Result<Vec<String>, NetError> {
+    /// As [`enter`](Self::enter), if the host ports are free; with warnings about them.
+    fn enter_with_ports(&self, request: &Request) -> Result<(Pod, Vec<String>), NetError> {
         if request.ports.is_empty() {
-            return Ok(Vec::new());
+            return Ok((self.enter(request)?, Vec::new()));
         }
-        // First those of pods: they do not listen on the host.
+        let _alone = lock(&self.trying);
+        // First those of pods: they do not listen on the host, but for the daemon in their place.
         lock(&self.books).check_ports(&request.id, &request.ports)?;
         let all = || request.ports.iter().filter_map(|port| ports::try_bind(port).transpose()).collect();
         let failed =
             |source| NetError::Kernel { step: "enter network namespace", object: "of the host".into(), source };
         let tried: Result<Vec<String>, NetError> = namespace::inside(self.host.as_fd(), all).map_err(failed)?;
-        if tried.is_err() {
-            // What listens may be the daemon, for a pod that was there first by a moment.
-            lock(&self.books).check_ports(&request.id, &request.ports)?;
-        }
-        tried
+        let warnings = tried?;
+        Ok((self.enter(request)?, warnings))
     }
 
     /// Has the daemon listen at ::1 for all pods in the books; what cannot be served.

@@ -118,6 +118,9 @@ pub struct Bridge {
     host: OwnedFd,
     /// `None`: not looked at yet, or known to be broken.
     made: Mutex<Option<Made>>,
+    /// Held by whoever tries host ports, until they are in the books: what is tried is bound for a moment, and would be
+    /// a process of the host's to the next.
+    trying: Mutex<()>,
     books: Mutex<Books>,
     route: Mutex<Socket>,
     table: Mutex<Table>,
@@ -149,6 +152,7 @@ impl Bridge {
         Ok(Self {
             host: namespace::current().map_err(socket)?,
             made: Mutex::new(None),
+            trying: Mutex::new(()),
             books: Mutex::new(Books::open(&settings.state_dir, &ranges)?),
             route: Mutex::new(Socket::route().map_err(socket)?),
             table: Mutex::new(Table::open().map_err(socket)?),

@@ -342,3 +342,20 @@ fn a_range_that_somebody_else_routes_is_refused_by_name() {
         TestPod::start(&bridge, &request(1)).unwrap();
     });
 }
+
+#[test]
+fn a_range_that_comes_while_pods_are_up_is_in_the_table_at_once() {
+    on_a_host(|directory| {
+        let bridge = Bridge::open(settings(directory)).unwrap();
+        let _first = TestPod::start(&bridge, &request(1)).unwrap();
+        // Found whole, and remembered so.
+        assert_eq!(bridge.reconcile(&[]), []);
+        assert_eq!(bridge.reconcile(&[]), []);
+        bridge.set_pod_cidr("10.99.0.0/24").unwrap();
+        let _second = TestPod::start(&bridge, &request(2)).unwrap();
+        let books = lock(&bridge.books);
+        let mut table = nftables::Table::open().unwrap();
+        let was_made = table.ensure(&bridge.layout(&books), &elements(&books)).unwrap();
+        assert!(!was_made, "the table was not as it is to be");
+    });
+}

@@ -28,8 +28,16 @@ const HEADER: usize = 4;
 #[derive(Debug)]
 pub struct Table {
     socket: Socket,
-    /// The generation of all tables of the namespace at which ours was last found whole.
-    whole_at: Option<u32>,
+    /// How ours was when it was last found whole.
+    whole: Option<Whole>,
+}
+
+/// What was found whole, and when: the generation of all tables of the namespace says only that nobody changed any.
+#[derive(Debug, PartialEq, Eq)]
+struct Whole {
+    generation: u32,
+    layout: Layout,
+    elements: Vec<Element>,
 }
 
 fn header(family: i32, resource: u16) -> Vec<u8> {
@@ -88,7 +96,7 @@ impl Table {
     /// # Errors
     /// As netlink(7).
     pub fn open() -> io::Result<Self> {
-        Ok(Self { socket: Socket::netfilter()?, whole_at: None })
+        Ok(Self { socket: Socket::netfilter()?, whole: None })
     }
 
     /// Makes the table as it is to be, in place of whatever there is by its name, in one transaction.
@@ -96,7 +104,7 @@ impl Table {
     /// # Errors
     /// The step that the kernel refused; then nothing has changed.
     pub fn rebuild(&mut self, layout: &Layout, elements: &[Element]) -> Result<(), Refusal> {
-        self.whole_at = None;
+        self.whole = None;
         let table = Attributes::default().text(1, TABLE);
         let mut all = Transaction::default();
         // Made first, so that deleting it is never refused.
@@ -121,11 +129,13 @@ impl Table {
     /// The step that the kernel refused.
     pub fn ensure(&mut self, layout: &Layout, elements: &[Element]) -> Result<bool, Refusal> {
         let generation = self.generation()?;
-        if generation.is_some() && generation == self.whole_at {
+        let wanted = |generation| Whole { generation, layout: layout.clone(), elements: elements.to_vec() };
+        let wanted = generation.map(wanted);
+        if wanted.is_some() && wanted == self.whole {
             return Ok(false);
         }
         if self.is_whole(layout, elements)? {
-            self.whole_at = generation;
+            self.whole = wanted;
             return Ok(false);
         }
         self.rebuild(layout, elements).map(|()| true)
@@ -165,7 +175,7 @@ impl Table {
     /// # Errors
     /// The kernel's refusal.
     pub fn delete(&mut self) -> Result<(), Refusal> {
-        self.whole_at = None;
+        self.whole = None;
         let table = Attributes::default().text(1, TABLE);
         let mut all = Transaction::default();
         all.add("make table", libc::NFT_MSG_NEWTABLE, CREATE, &table);

@@ -275,7 +275,7 @@ fn of_two_who_want_a_port_at_once_one_gets_it_and_the_other_is_told_by_whom() {
     on_a_host(|directory| {
         let host = namespace::current().unwrap();
         let bridge = Bridge::open(settings(directory)).unwrap();
-        for round in 0..10u16 {
+        for round in 0..30u16 {
             let results: Vec<_> = std::thread::scope(|scope| {
                 let one = |n| {
                     let (bridge, host) = (&bridge, &host);
