@@ -32,6 +32,9 @@ const IDLE: Duration = Duration::from_secs(2);
 const IDLE_AT_FIRST: Duration = Duration::from_secs(10);
 /// After this, what only the start needed is given back.
 const SETTLED: Duration = Duration::from_millis(500);
+/// How often what the allocator keeps of freed memory is given back. After thousands of short calls and sessions the
+/// little that lives on lies between much that does not, and keeps it.
+const TIDY: Duration = Duration::from_secs(10);
 const GLANCE: Duration = Duration::from_millis(200);
 
 /// Serves until told to end.
@@ -79,6 +82,10 @@ async fn run(config: &Config, settings: Settings, exit_when_idle: bool) -> Resul
         tokio::time::sleep(SETTLED).await;
         // The start is over; what fails here costs a few pages.
         memory::give_back().ok();
+        loop {
+            tokio::time::sleep(TIDY).await;
+            memory::trim();
+        }
     });
     let end_when_due = async {
         let reason = tokio::select! {

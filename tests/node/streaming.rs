@@ -12,7 +12,7 @@ use crate::support::{Container, PATIENCE, Pod, TestNode, process_alive, read_pro
 const V4: &str = "v4.channel.k8s.io";
 
 /// A node whose streaming server listens already, so that it is not taken for something left behind.
-fn start() -> TestNode {
+pub(super) fn start() -> TestNode {
     let node = TestNode::start();
     let pod = node.run_pod("first");
     let container = pod.sleeper();

@@ -277,13 +277,22 @@ impl WebSocket {
 
     /// A message.
     pub fn send(&mut self, message: &[u8]) {
+        self.try_send(message).expect("send to the streaming server");
+    }
+
+    /// Bytes as they are.
+    pub fn send_raw(&mut self, bytes: &[u8]) {
+        self.connection.write_all(bytes).expect("send to the streaming server");
+    }
+
+    /// As [`send`](Self::send).
+    pub fn try_send(&mut self, message: &[u8]) -> io::Result<()> {
         let mut room = [0; 16];
         let used = websocket::put_head(&mut room, false, message.len());
         let head = &mut room[16 - used..];
         head[1] |= 0x80;
         // A mask of zeros changes nothing.
-        let frame = [&*head, &[0; 4], message].concat();
-        self.connection.write_all(&frame).expect("send to the streaming server");
+        self.connection.write_all(&[&*head, &[0; 4], message].concat())
     }
 
     /// Says that nothing more comes; tells whether the server does, too.
