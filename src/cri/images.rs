@@ -4,14 +4,12 @@ use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
 
+use super::batches::{self, Streamed};
 use super::error::{image_store, invalid};
 use super::{Service, info};
 use crate::api::cri::{self, *};
 use crate::api::service::cri::image_service_server::ImageService;
 use crate::image;
-
-/// Images in one message of a streamed list.
-const BATCH: usize = 500;
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -62,13 +60,11 @@ impl ImageService for Service {
         }))
     }
 
-    type StreamImagesStream = tokio_stream::Iter<std::vec::IntoIter<Result<StreamImagesResponse, Status>>>;
+    type StreamImagesStream = Streamed<StreamImagesResponse>;
 
     async fn stream_images(&self, request: Request<StreamImagesRequest>) -> Answer<Self::StreamImagesStream> {
-        let images = self.listed(request.into_inner().filter);
-        let batch = |images: &[cri::Image]| Ok(StreamImagesResponse { images: images.to_vec() });
-        let batches: Vec<_> = images.chunks(BATCH).map(batch).collect();
-        Ok(Response::new(tokio_stream::iter(batches)))
+        let images = self.listed(request.into_inner().filter).into_iter();
+        Ok(Response::new(batches::stream(images, |images| StreamImagesResponse { images })))
     }
 }
 

@@ -9,8 +9,10 @@
 //!
 //! Follows CRI v1 (`proto/cri.proto`) and `proto/aril.proto`.
 
+mod batches;
 mod call;
 mod error;
+mod events;
 mod filter;
 mod images;
 mod info;
@@ -28,6 +30,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::net::UnixListener;
+use tokio::sync::watch;
 use tonic::service::Routes;
 use tracing::info;
 
@@ -44,6 +47,8 @@ const MESSAGE_LIMIT_BYTES: usize = 16 << 20;
 struct Service {
     node: Arc<Node>,
     streams: Arc<streaming::Server>,
+    /// Becomes true when the daemon ends.
+    stopping: watch::Receiver<bool>,
 }
 
 /// Serves requests on `listener` until `shutdown` ends; then those under way get ten seconds, and clients that have
@@ -58,13 +63,15 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send,
 ) {
     let streams = Arc::new(streaming::Server::new(Arc::clone(&node), streams));
-    let service = Service { node, streams };
+    let (stop, stopping) = watch::channel(false);
+    let service = Service { node, streams, stopping };
     let runtime = RuntimeServiceServer::new(service.clone()).max_decoding_message_size(MESSAGE_LIMIT_BYTES);
     let images = ImageServiceServer::new(service.clone()).max_decoding_message_size(MESSAGE_LIMIT_BYTES);
     let people = NodeServer::new(service).max_decoding_message_size(MESSAGE_LIMIT_BYTES);
     let shutdown = async move {
         shutdown.await;
         info!("stopping, workloads go on");
+        stop.send_replace(true);
     };
     server::serve(Routes::new(runtime).add_service(images).add_service(people), listener, shutdown).await;
 }

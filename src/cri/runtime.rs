@@ -1,13 +1,12 @@
 //! CRI's RuntimeService: each RPC is a few lines of translation.
 
-use std::pin::Pin;
 use std::time::Duration;
 
-use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
+use super::batches::{self, Streamed};
 use super::error::{invalid, status as error, unimplemented};
-use super::{MESSAGE_LIMIT_BYTES, Service, filter, info, status};
+use super::{MESSAGE_LIMIT_BYTES, Service, events, filter, info, status};
 use crate::api::cri::*;
 use crate::api::service::cri::runtime_service_server::RuntimeService;
 use crate::node::{ExecOutput, recursive_read_only};
@@ -16,7 +15,6 @@ use crate::node::{ExecOutput, recursive_read_only};
 const REPLY_OVERHEAD_BYTES: usize = 1024;
 
 type Answer<T> = Result<Response<T>, Status>;
-type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl RuntimeService for Service {
@@ -96,12 +94,11 @@ impl RuntimeService for Service {
         let PodSandboxStatusRequest { pod_sandbox_id, verbose } = request.into_inner();
         let timestamp = crate::node::now();
         let sandbox = self.node.sandbox(&pod_sandbox_id).map_err(|e| error(&e))?;
-        let containers = self.node.containers();
-        let own = containers.iter().filter(|container| container.sandbox == sandbox.id);
+        let own = self.node.containers_in(&sandbox.id);
         Ok(Response::new(PodSandboxStatusResponse {
             status: Some(status::sandbox_status(&sandbox)),
             info: if verbose { info::sandbox(&self.node, &sandbox) } else { Default::default() },
-            containers_statuses: own.map(|container| status::container_status(container)).collect(),
+            containers_statuses: own.iter().map(|container| status::container_status(container)).collect(),
             timestamp,
         }))
     }
@@ -252,22 +249,33 @@ impl RuntimeService for Service {
     type GetContainerEventsStream = Streamed<ContainerEventResponse>;
 
     async fn get_container_events(&self, _: Request<GetEventsRequest>) -> Answer<Self::GetContainerEventsStream> {
-        Err(unimplemented("GetContainerEvents"))
+        let events =
+            events::follow(self.node.read_events(), self.stopping.clone(), |event| Some(events::response(event)));
+        Ok(Response::new(Box::pin(events)))
     }
 
     type StreamPodSandboxesStream = Streamed<StreamPodSandboxesResponse>;
 
     async fn stream_pod_sandboxes(
         &self,
-        _: Request<StreamPodSandboxesRequest>,
+        request: Request<StreamPodSandboxesRequest>,
     ) -> Answer<Self::StreamPodSandboxesStream> {
-        Err(unimplemented("StreamPodSandboxes"))
+        let filter = request.into_inner().filter;
+        let all = self.node.sandboxes().into_iter();
+        let items = all.filter(move |s| filter::sandbox(filter.as_ref(), s)).map(|s| status::sandbox_item(&s));
+        Ok(Response::new(batches::stream(items, |pod_sandboxes| StreamPodSandboxesResponse { pod_sandboxes })))
     }
 
     type StreamContainersStream = Streamed<StreamContainersResponse>;
 
-    async fn stream_containers(&self, _: Request<StreamContainersRequest>) -> Answer<Self::StreamContainersStream> {
-        Err(unimplemented("StreamContainers"))
+    async fn stream_containers(
+        &self,
+        request: Request<StreamContainersRequest>,
+    ) -> Answer<Self::StreamContainersStream> {
+        let filter = request.into_inner().filter;
+        let all = self.node.containers().into_iter();
+        let items = all.filter(move |c| filter::container(filter.as_ref(), c)).map(|c| status::container_item(&c));
+        Ok(Response::new(batches::stream(items, |containers| StreamContainersResponse { containers })))
     }
 
     type StreamContainerStatsStream = Streamed<StreamContainerStatsResponse>;

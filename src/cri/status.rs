@@ -88,7 +88,7 @@ pub(super) fn container_status(record: &ContainerRecord) -> cri::ContainerStatus
         message: String::new(),
     };
     let exit = match &record.state {
-        ContainerState::Exited(exit) | ContainerState::Removing { exit: Some(exit) } => Some(exit),
+        ContainerState::Exited(exit) | ContainerState::Removing { exit: Some(exit), .. } => Some(exit),
         _ => None,
     };
     let Exit { started_at, finished_at, code, message, .. } = exit.unwrap_or(&none).clone();
@@ -241,7 +241,7 @@ pub(super) mod tests {
     fn a_removal_under_way_still_tells_the_end() {
         let mut record = container_record();
         let exit = Exit { started_at: 1, finished_at: 2, code: 3, reason: Reason::Error, message: String::new() };
-        record.state = ContainerState::Removing { exit: Some(exit) };
+        record.state = ContainerState::Removing { exit: Some(exit), started_at: 0 };
         let status = container_status(&record);
         assert_eq!((status.exit_code, status.state()), (3, cri::ContainerState::ContainerExited));
     }

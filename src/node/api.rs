@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use super::error::NodeError;
+use super::events::EventReader;
 use super::index::Reservation;
 use super::pod::{Command, Pod, Reply, Wanted};
 use super::record::{ContainerRecord, SandboxRecord, VERSION, sandbox_name};
@@ -226,6 +227,20 @@ impl Node {
     #[must_use]
     pub fn containers(&self) -> Vec<Arc<ContainerRecord>> {
         self.index.containers()
+    }
+
+    /// Every container of a sandbox, by id.
+    #[must_use]
+    pub fn containers_in(&self, sandbox: &SandboxId) -> Vec<Arc<ContainerRecord>> {
+        self.index.containers_in(sandbox)
+    }
+
+    /// Reads what happens to pods and containers, from what is kept of it on.
+    ///
+    /// Source: CRI v1 `GetContainerEvents`.
+    #[must_use]
+    pub fn read_events(&self) -> EventReader {
+        self.index.read_events()
     }
 
     /// The OCI spec a container was made from, as JSON; none if its file is gone.

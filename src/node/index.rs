@@ -9,8 +9,10 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::sync::mpsc;
 
 use super::error::NodeError;
+use super::events::{EventKind, EventReader, Events, Told};
 use super::pod::Command;
 use super::record::{ContainerRecord, SandboxRecord};
+use super::state::SandboxState;
 use crate::id::{ContainerId, SandboxId};
 use crate::wire::client::Shim;
 
@@ -21,7 +23,38 @@ struct Pod {
     commands: mpsc::UnboundedSender<Command>,
     /// None until it is ready: a sandbox in the making is nobody's business.
     sandbox: Option<Arc<SandboxRecord>>,
+    /// What was told of the sandbox.
+    told: Told,
     shim: Option<Shim>,
+    /// Those shown of this pod, by id.
+    containers: Vec<Arc<ContainerRecord>>,
+}
+
+impl Pod {
+    fn position(&self, id: &ContainerId) -> Result<usize, usize> {
+        self.containers.binary_search_by(|container| container.id.cmp(id))
+    }
+
+    fn insert(&mut self, record: Arc<ContainerRecord>) {
+        match self.position(&record.id) {
+            Ok(place) => self.containers[place] = record,
+            Err(place) => self.containers.insert(place, record),
+        }
+    }
+
+    fn remove(&mut self, id: &ContainerId) {
+        if let Ok(place) = self.position(id) {
+            self.containers.remove(place);
+        }
+    }
+
+    /// Tells what happened to the sandbox or one of its containers, with the pod as it is now.
+    fn tell(&self, events: &Events, kind: EventKind, container: Option<&Arc<ContainerRecord>>) {
+        // A pod in the making is nobody's business.
+        if let Some(sandbox) = &self.sandbox {
+            events.tell(kind, container.cloned(), Arc::clone(sandbox), self.containers.clone());
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -33,7 +66,11 @@ struct Maps {
 
 /// The picture of the node.
 #[derive(Debug, Default)]
-pub(super) struct Index(RwLock<Maps>);
+pub(super) struct Index {
+    maps: RwLock<Maps>,
+    /// Told under the lock on the maps, so in the order of the changes.
+    events: Arc<Events>,
+}
 
 /// Who answers for a name.
 #[derive(Debug)]
@@ -47,11 +84,11 @@ pub(super) enum Reservation {
 impl Index {
     // A panic while the lock is held leaves maps that are whole: each change is one insertion.
     fn read(&self) -> RwLockReadGuard<'_, Maps> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+        self.maps.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, Maps> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+        self.maps.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes `name` for `id`, or tells who has it.
@@ -62,37 +99,86 @@ impl Index {
         }
         let (commands, receiver) = mpsc::unbounded_channel();
         maps.names.insert(name.to_owned(), id.clone());
-        maps.pods.insert(id.clone(), Pod { name: name.to_owned(), commands, sandbox: None, shim: None });
+        let pod = Pod {
+            name: name.to_owned(),
+            commands,
+            sandbox: None,
+            told: Told::default(),
+            shim: None,
+            containers: Vec::new(),
+        };
+        maps.pods.insert(id.clone(), pod);
         Reservation::New(receiver)
+    }
+
+    /// Takes a pod for known that a previous daemon has told of: what differs from it is news.
+    pub fn recall(&self, sandbox: Arc<SandboxRecord>, containers: Vec<Arc<ContainerRecord>>) {
+        let mut maps = self.write();
+        let maps = &mut *maps;
+        let Some(pod) = maps.pods.get_mut(&sandbox.id) else { return };
+        let stood = Told::of_sandbox(Told::default(), &SandboxState::Ready);
+        pod.told = Told::of_sandbox(stood, &sandbox.state);
+        pod.sandbox = Some(sandbox);
+        for container in containers {
+            maps.containers.insert(container.id.clone(), Arc::clone(&container));
+            pod.insert(container);
+        }
     }
 
     /// Shows a sandbox as it is now.
     pub fn publish_sandbox(&self, record: Arc<SandboxRecord>, shim: Option<Shim>) {
         if let Some(pod) = self.write().pods.get_mut(&record.id) {
+            let told = Told::of_sandbox(pod.told, &record.state);
+            let news = std::mem::replace(&mut pod.told, told).until(told);
             pod.sandbox = Some(record);
             pod.shim = shim;
+            news.for_each(|kind| pod.tell(&self.events, kind, None));
         }
     }
 
     /// Shows a container as it is now.
     pub fn publish_container(&self, record: Arc<ContainerRecord>) {
-        self.write().containers.insert(record.id.clone(), record);
+        let mut maps = self.write();
+        let now = Told::of_container(&record.state);
+        let before = maps.containers.insert(record.id.clone(), Arc::clone(&record));
+        let before = before.map(|record| Told::of_container(&record.state)).unwrap_or_default();
+        if let Some(pod) = maps.pods.get_mut(&record.sandbox) {
+            pod.insert(Arc::clone(&record));
+            before.until(now).for_each(|kind| pod.tell(&self.events, kind, Some(&record)));
+        }
     }
 
     /// Shows a container no more.
     pub fn withdraw_container(&self, id: &ContainerId) {
-        self.write().containers.remove(id);
+        let mut maps = self.write();
+        let Some(record) = maps.containers.remove(id) else { return };
+        if let Some(pod) = maps.pods.get_mut(&record.sandbox) {
+            withdraw(pod, &self.events, &record);
+        }
     }
 
     /// Forgets a pod with its containers and frees its name.
     pub fn withdraw_pod(&self, id: &SandboxId) {
         let mut maps = self.write();
-        if let Some(pod) = maps.pods.remove(id)
-            && maps.names.get(&pod.name) == Some(id)
-        {
+        let Some(mut pod) = maps.pods.remove(id) else { return };
+        if maps.names.get(&pod.name) == Some(id) {
             maps.names.remove(&pod.name);
         }
-        maps.containers.retain(|_, c| c.sandbox != *id);
+        for record in pod.containers.clone() {
+            maps.containers.remove(&record.id);
+            withdraw(&mut pod, &self.events, &record);
+        }
+        pod.told.until_gone().for_each(|kind| pod.tell(&self.events, kind, None));
+    }
+
+    /// What happens from now on, and what is kept of what happened.
+    pub fn read_events(&self) -> EventReader {
+        self.events.read()
+    }
+
+    /// What has to be done about events for as long as the node is there.
+    pub fn attend_events(&self) -> impl Future<Output = ()> + Send + use<> {
+        Arc::clone(&self.events).attend()
     }
 
     /// Every sandbox shown.
@@ -103,6 +189,11 @@ impl Index {
     /// Every container shown.
     pub fn containers(&self) -> Vec<Arc<ContainerRecord>> {
         self.read().containers.values().cloned().collect()
+    }
+
+    /// Every container shown of a sandbox, by id.
+    pub fn containers_in(&self, id: &SandboxId) -> Vec<Arc<ContainerRecord>> {
+        self.read().pods.get(id).map(|pod| pod.containers.clone()).unwrap_or_default()
     }
 
     /// The sandbox whose id is or starts with `id`; none if there is none.
@@ -144,6 +235,16 @@ impl Index {
     pub fn counts(&self) -> (usize, usize) {
         let maps = self.read();
         (maps.pods.values().filter(|pod| pod.sandbox.is_some()).count(), maps.containers.len())
+    }
+}
+
+/// Takes a container out of its pod and tells that it is gone.
+fn withdraw(pod: &mut Pod, events: &Events, record: &Arc<ContainerRecord>) {
+    for kind in Told::of_container(&record.state).until_gone() {
+        if kind == EventKind::Deleted {
+            pod.remove(&record.id);
+        }
+        pod.tell(events, kind, Some(record));
     }
 }
 

@@ -27,6 +27,7 @@ mod capture;
 mod erase;
 mod error;
 mod etc;
+mod events;
 mod exec;
 mod forward;
 mod index;
@@ -50,6 +51,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 pub use self::capture::OUTPUT_LIMIT_BYTES;
 pub use self::error::{ErrorKind, NodeError};
+pub use self::events::{Event, EventKind, EventReader, EventsLost};
 pub use self::exec::{Attachment, ExecOutput, Resizer, Session, SessionConfig};
 pub use self::machine::{cgroup_version, recursive_read_only};
 pub use self::pod::chain;
@@ -126,6 +128,7 @@ impl Node {
         });
         recover::recover(&node).await?;
         tokio::spawn(Arc::clone(&node.network).attend());
+        tokio::spawn(node.index.attend_events());
         Ok(node)
     }
 

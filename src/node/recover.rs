@@ -81,6 +81,10 @@ async fn remove_ruin(node: &Arc<Node>, id: &SandboxId) {
 async fn recover_pod(node: &Arc<Node>, sandbox: SandboxRecord, containers: Vec<ContainerRecord>) {
     let mut sandbox = Arc::new(sandbox);
     let mut connection = None;
+    // As a previous daemon told of it; what was half made it never told of.
+    let told: Vec<_> =
+        containers.iter().filter(|c| c.state != ContainerState::Creating).cloned().map(Arc::new).collect();
+    let told = (Arc::clone(&sandbox), told);
     if let Some(attachment) = &sandbox.network {
         node.network.adopt(&sandbox.id, attachment);
     }
@@ -109,6 +113,7 @@ async fn recover_pod(node: &Arc<Node>, sandbox: SandboxRecord, containers: Vec<C
             }
         }
     };
+    node.index.recall(told.0, told.1);
     let pod = Pod::recovered(Arc::clone(node), sandbox, connection, entries.collect());
     tokio::spawn(pod.run(commands));
 }

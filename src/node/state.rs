@@ -193,9 +193,16 @@ pub enum ContainerState {
     Exited(Exit),
     /// It is being removed.
     Removing {
-        /// How it ended, if it had before.
+        /// How it ended, if that is known.
         exit: Option<Exit>,
+        /// When its program was started, while its end is not known; else 0.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        started_at: Nanos,
     },
+}
+
+fn is_zero(nanos: &Nanos) -> bool {
+    *nanos == 0
 }
 
 /// What happens to a container.
@@ -254,6 +261,9 @@ impl ContainerState {
             (S::Creating | S::Created { .. }, E::Created { pid }) => Ok(S::Created { pid: *pid }),
             (S::Running { .. } | S::Removing { .. }, E::Created { .. }) => Ok(self.clone()),
             (S::Created { .. }, E::Started { pid, at }) => Ok(S::Running { pid: *pid, started_at: *at }),
+            (S::Removing { exit: None, started_at: 0 }, E::Started { at, .. }) => {
+                Ok(S::Removing { exit: None, started_at: *at })
+            }
             (S::Running { .. } | S::Removing { .. }, E::Started { .. }) => Ok(self.clone()),
             (S::Created { .. }, E::StartFailed { at, message }) => Ok(S::Exited(start_error(*at, message))),
             (S::Removing { .. }, E::StartFailed { .. }) => Ok(self.clone()),
@@ -264,8 +274,11 @@ impl ContainerState {
                 Ok(S::Exited(lost(self.started_at(), *at, message)))
             }
             (S::Exited(exit), event) => Ok(after_exit(exit, event)),
+            (S::Removing { exit: None, started_at }, E::Exited { code, at, oom_killed }) => {
+                Ok(S::Removing { exit: Some(exited(*started_at, *code, *at, *oom_killed)), started_at: 0 })
+            }
             (S::Removing { .. }, E::Exited { .. } | E::Lost { .. } | E::RemoveRequested) => Ok(self.clone()),
-            (_, E::RemoveRequested) => Ok(S::Removing { exit: None }),
+            (_, E::RemoveRequested) => Ok(S::Removing { exit: None, started_at: self.started_at() }),
             (state, event) => Err(Refused { object: "container", state: state.name(), event: event.name() }),
         }
     }
@@ -286,8 +299,8 @@ impl ContainerState {
     #[must_use]
     pub fn started_at(&self) -> Nanos {
         match self {
-            Self::Running { started_at, .. } => *started_at,
-            Self::Exited(exit) | Self::Removing { exit: Some(exit) } => exit.started_at,
+            Self::Running { started_at, .. } | Self::Removing { exit: None, started_at } => *started_at,
+            Self::Exited(exit) | Self::Removing { exit: Some(exit), .. } => exit.started_at,
             _ => 0,
         }
     }
@@ -346,7 +359,7 @@ fn after_exit(exit: &Exit, event: &ContainerEvent) -> ContainerState {
         }
         // The exit of the init that could not start overtook the reply which says why.
         ContainerEvent::StartFailed { at, message } if unstarted => ContainerState::Exited(start_error(*at, message)),
-        ContainerEvent::RemoveRequested => ContainerState::Removing { exit: Some(exit.clone()) },
+        ContainerEvent::RemoveRequested => ContainerState::Removing { exit: Some(exit.clone()), started_at: 0 },
         _ => ContainerState::Exited(exit.clone()),
     }
 }

@@ -374,7 +374,7 @@ fn the_death_of_a_shim_ends_its_pod() {
 fn half_made_and_half_removed_containers_are_gone_after_a_restart() {
     let home = Home::new();
     home.save('c', ContainerState::Creating);
-    home.save('d', ContainerState::Removing { exit: None });
+    home.save('d', ContainerState::Removing { exit: None, started_at: 0 });
     home.save('e', RUNNING);
     fs::create_dir(home.settings.container(&container_id('f'))).unwrap();
     let strangers = vec![seen('e', Status::Running), seen('b', Status::Running)];

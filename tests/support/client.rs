@@ -13,7 +13,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Code, Response, Status};
+use tonic::{Code, Response, Status, Streaming};
 
 /// Longer than any call a test makes may take.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -70,10 +70,24 @@ impl Cri {
     }
 
     fn wait<T>(&self, call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Status> {
+        self.limited(call).map(Response::into_inner)
+    }
+
+    /// Waits for what a daemon has to say.
+    pub(super) fn limited<T>(&self, call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
         let limited = async { tokio::time::timeout(LIMIT, call).await };
-        match self.executor.block_on(limited) {
-            Ok(answer) => answer.map(Response::into_inner),
-            Err(_) => Err(Status::new(Code::Unknown, format!("no answer within {LIMIT:?}"))),
-        }
+        let late = |_| Err(Status::new(Code::Unknown, format!("no answer within {LIMIT:?}")));
+        self.executor.block_on(limited).unwrap_or_else(late)
+    }
+
+    /// All messages of a stream that ends.
+    pub fn all<T>(&self, mut stream: Streaming<T>) -> Result<Vec<T>, Status> {
+        self.limited(async {
+            let mut all = Vec::new();
+            while let Some(message) = stream.message().await? {
+                all.push(message);
+            }
+            Ok(all)
+        })
     }
 }

@@ -11,6 +11,7 @@ mod fixtures;
 mod client;
 mod container;
 mod docker_registry;
+pub mod events;
 mod images;
 mod kernel;
 mod logs;

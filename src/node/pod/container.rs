@@ -41,6 +41,8 @@ pub(in crate::node) struct Entry {
     _hold: Hold,
     pub(super) doing: Doing,
     pub(super) stop: Option<Stop>,
+    /// Its end, which came before the answer to its start.
+    early_exit: Option<ContainerEvent>,
 }
 
 /// How a start ended.
@@ -59,7 +61,7 @@ pub(super) struct Updated {
 impl Entry {
     /// A container nothing is being done with.
     pub(in crate::node) fn new(record: Arc<ContainerRecord>, hold: Hold) -> Self {
-        Self { record, _hold: hold, doing: Doing::Nothing, stop: None }
+        Self { record, _hold: hold, doing: Doing::Nothing, stop: None, early_exit: None }
     }
 }
 
@@ -77,8 +79,12 @@ impl Pod {
         if state == entry.record.state {
             return;
         }
+        let was_going = matches!(entry.record.state, ContainerState::Removing { .. });
         Arc::make_mut(&mut entry.record).state = state;
-        self.save_container(id);
+        if !was_going {
+            // How it ended is of no use to whoever goes on with its removal.
+            self.save_container(id);
+        }
         self.publish_container(id);
         self.end_stop(id);
     }
@@ -105,7 +111,19 @@ impl Pod {
         let exit = exited.exit.clone().unwrap_or_default();
         info!(container = %id, code = exit.code, oom = exit.oom_killed, "container exited");
         let (code, at, oom_killed) = (exit.code, exit.finished_at, exit.oom_killed);
-        self.apply(&id, &ContainerEvent::Exited { code, at, oom_killed });
+        let event = ContainerEvent::Exited { code, at, oom_killed };
+        match self.containers.get_mut(&id) {
+            // The shim has answered the start already: whoever watches learns of that first.
+            Some(entry) if matches!(entry.doing, Doing::Starting(_)) => entry.early_exit = Some(event),
+            _ => self.apply(&id, &event),
+        }
+    }
+
+    /// Its end may be told now.
+    fn apply_early_exit(&mut self, id: &ContainerId) {
+        if let Some(exit) = self.containers.get_mut(id).and_then(|entry| entry.early_exit.take()) {
+            self.apply(id, &exit);
+        }
     }
 
     pub(super) fn start_container(&mut self, id: &ContainerId, reply: Reply<()>) {
@@ -160,6 +178,7 @@ impl Pod {
                 answer_all(&mut waiters, Err(&Arc::new(e)));
             }
         }
+        self.apply_early_exit(id);
     }
 
     pub(super) fn remove_container(&mut self, id: &ContainerId, reply: Reply<()>) {

@@ -121,8 +121,9 @@ impl Pod {
         containers: Vec<ContainerEntry>,
     ) -> Self {
         let mut pod = Self::at_rest(node, record, shim, containers);
-        pod.publish();
+        // In the order things end: a sandbox after its containers.
         pod.containers.values().for_each(|entry| pod.node.index.publish_container(Arc::clone(&entry.record)));
+        pod.publish();
         pod.resume();
         pod
     }
