@@ -14,6 +14,10 @@ use super::thread::{apart, guarded};
 const LOOK: Duration = Duration::from_secs(10);
 /// The same for drivers that start programs for it.
 const LOOK_OUTSIDE: Duration = Duration::from_secs(600);
+/// How long a look that finds somebody at work every time is put off…
+const LONGEST_DELAY: Duration = Duration::from_secs(30);
+/// … before newcomers wait for it, and how long they do.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Leftovers tried at the same time: after a reboot there is one for each pod of before.
 const MOST_AT_ONCE: usize = 32;
 
@@ -68,12 +72,14 @@ struct Keeper {
     due: Instant,
     /// At start also without pods, if the driver knows of any.
     first: bool,
+    /// Since when it finds somebody at work whenever it looks.
+    put_off: Option<Instant>,
     last: Vec<Leftover>,
 }
 
 impl Keeper {
     fn new(slot: Arc<Slot>) -> Self {
-        Self { slot, due: Instant::now(), first: true, last: Vec::new() }
+        Self { slot, due: Instant::now(), first: true, put_off: None, last: Vec::new() }
     }
 
     async fn look(&mut self, network: &Arc<Network>) {
@@ -83,9 +89,11 @@ impl Keeper {
         let pause = if self.slot.driver.needs_path() { LOOK_OUTSIDE } else { LOOK };
         self.due = Instant::now() + pause;
         let (network, slot) = (Arc::clone(network), Arc::clone(&self.slot));
-        match apart("reconcile", move || reconcile(&network, &slot)).await {
+        let is_overdue = self.put_off.is_some_and(|since| since.elapsed() >= LONGEST_DELAY);
+        let patience = if is_overdue { PATIENCE } else { Duration::ZERO };
+        match apart("reconcile", move || reconcile(&network, &slot, patience)).await {
             Ok(Some(left)) => {
-                self.first = false;
+                (self.first, self.put_off) = (false, None);
                 if left != self.last && !left.is_empty() {
                     let what: Vec<String> = left.iter().map(|l| format!("{}: {}", l.what, l.reason)).collect();
                     warn!(driver = self.slot.driver.name(), left = what.join("; "), "network not wholly put right");
@@ -93,22 +101,22 @@ impl Keeper {
                 self.last = left;
             }
             // Somebody is at work.
-            Ok(None) => self.due = Instant::now() + Duration::from_secs(1),
+            Ok(None) => {
+                self.put_off.get_or_insert_with(Instant::now);
+                // After a turn in vain the newcomers have theirs.
+                self.due = Instant::now() + if is_overdue { 10 * PATIENCE } else { Duration::from_secs(1) };
+            }
             Err(e) => warn!(driver = self.slot.driver.name(), error = %e, "network not reconciled"),
         }
     }
 }
 
 /// `None` if a pod is being connected or disconnected.
-fn reconcile(network: &Network, slot: &Slot) -> Option<Vec<Leftover>> {
+fn reconcile(network: &Network, slot: &Slot, patience: Duration) -> Option<Vec<Leftover>> {
     if slot.driver.needs_path() {
         network.disown_strangers(slot);
     }
-    let _gate = match slot.gate.try_write() {
-        Ok(gate) => gate,
-        Err(std::sync::TryLockError::Poisoned(gate)) => gate.into_inner(),
-        Err(std::sync::TryLockError::WouldBlock) => return None,
-    };
+    let _gate = slot.gate.alone(patience)?;
     let begun = Instant::now();
     let driver = slot.driver.name();
     let live = network.live(driver);

@@ -16,6 +16,7 @@ pub mod bridge;
 pub mod cni;
 pub mod dial;
 mod error;
+mod gate;
 mod keep;
 mod leftover;
 pub mod namespace;

@@ -1,17 +1,20 @@
 //! The facade: one for the node, in front of all drivers.
 
+mod overview;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
+use super::gate::Gate;
 use super::leftover::Leftovers;
 use super::pin::Pins;
 use super::thread::{apart, guarded};
@@ -19,12 +22,15 @@ use super::{Attachment, Choice, Driver, Leftover, Live, Namespace, NetError, Req
 use crate::disk::{self, Durability};
 use crate::id::SandboxId;
 
+pub use self::overview::Overview;
+
 /// How long an answer about readiness is good for.
 const FRESH: Duration = Duration::from_secs(1);
 /// How long one who asks for it waits for a newer one.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// How long a person waits for a description.
-const DESCRIPTION_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long a reset waits for pods that are being connected or disconnected.
+const RESET_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A pod's network as it was made.
 #[derive(Debug)]
@@ -46,26 +52,11 @@ pub struct Status {
     pub problem: Option<String>,
 }
 
-/// One driver, for people.
-#[derive(Debug, Clone)]
-pub struct Overview {
-    /// "bridge", "cni".
-    pub driver: &'static str,
-    /// Whether the next pod is connected by it.
-    pub chosen: bool,
-    /// Why it can connect none.
-    pub problem: Option<String>,
-    /// The sandboxes it has connected.
-    pub pods: Vec<(SandboxId, Attachment)>,
-    /// What the driver says of itself.
-    pub details: serde_json::Value,
-}
-
 /// A driver and the gate before it: held shared by every call about one pod, alone by a reconciliation.
 #[derive(Debug)]
 pub(super) struct Slot {
     pub driver: Arc<dyn Driver>,
-    pub gate: RwLock<()>,
+    pub gate: Gate,
 }
 
 /// The network of a node's pods. One a node, shared by all pods' tasks.
@@ -132,7 +123,7 @@ impl Network {
             // What cannot be written down later says so.
             disk::private_dir(dir).unwrap_or_else(|e| warn!(error = %e, "{} not made", dir.display()));
         }
-        let slots = drivers.into_iter().map(|driver| Arc::new(Slot { driver, gate: RwLock::new(()) })).collect();
+        let slots = drivers.into_iter().map(|driver| Arc::new(Slot { driver, gate: Gate::default() })).collect();
         let network = Self {
             slots,
             broken,
@@ -174,7 +165,7 @@ impl Network {
             Err(problem) => return without(request, problem),
         };
         let driver = slot.driver.name();
-        let _gate = slot.gate.read().unwrap_or_else(PoisonError::into_inner);
+        let _gate = slot.gate.shared();
         guarded(driver, || slot.driver.validate(request))??;
         // From here on a teardown is wanted, and gets by the id alone to all that was made.
         self.attached().insert(request.id.clone(), Connected::Begun(driver));
@@ -199,49 +190,73 @@ impl Network {
     pub async fn teardown(self: &Arc<Self>, id: &SandboxId) {
         let driver = self.attached().get(id).map(|connected| connected.driver().to_owned());
         self.teardown_by(id, driver.as_deref().unwrap_or_default()).await;
-        self.attached().remove(id);
         self.changed.notify_one();
     }
 
     /// As [`teardown`](Self::teardown), soon: for what an earlier daemon left, on whose end nobody should wait.
     pub fn abandon(&self, id: &SandboxId) {
-        let driver = self.attached().remove(id).map(|connected| connected.driver().to_owned());
+        let driver = self.attached().get(id).map(|connected| connected.driver().to_owned());
+        // In this order: there is no moment in which nobody knows it.
         self.leftovers.hand_over(id, driver.as_deref().unwrap_or_default());
+        self.attached().remove(id);
         self.changed.notify_one();
     }
 
     /// By one driver, or all if the name is empty.
     pub(super) async fn teardown_by(self: &Arc<Self>, id: &SandboxId, driver: &str) {
-        let mut left = Vec::new();
         let slots: Vec<&Arc<Slot>> =
             self.slots.iter().filter(|slot| driver.is_empty() || slot.driver.name() == driver).collect();
+        let mut left = Vec::new();
         if slots.is_empty() && !driver.is_empty() {
             let reason = format!("this aril has no network driver {driver}");
             left.push(Leftover { what: format!("network of sandbox {}", id.short()), reason });
         }
+        let is_one = !driver.is_empty();
+        let mut is_noted = false;
         for slot in slots {
             let (network, slot, sandbox) = (Arc::clone(self), Arc::clone(slot), id.clone());
             // A thread each: one that panicked may be in whatever namespace.
-            let result = apart("tear down", move || network.teardown_here(&slot, &sandbox)).await;
-            left.extend(result.unwrap_or_else(|e| vec![leftover_of(id, &e)]));
+            match apart("tear down", move || network.teardown_here(&slot, &sandbox, is_one)).await {
+                Ok(of_driver) => {
+                    left.extend(of_driver);
+                    is_noted |= is_one;
+                }
+                Err(e) => left.push(leftover_of(id, &e)),
+            }
         }
+        if !is_noted {
+            self.conclude(id, driver, left);
+        }
+    }
+
+    /// With `and_conclude` the sandbox is one of this driver alone, and what came of the teardown is noted before a
+    /// reconciliation can be told of a sandbox that is connected no more, or find one that nobody knows.
+    fn teardown_here(&self, slot: &Slot, id: &SandboxId, and_conclude: bool) -> Vec<Leftover> {
+        let _gate = slot.gate.shared();
+        let begun = Instant::now();
+        let driver = slot.driver.name();
+        let pinned = if slot.driver.needs_path() { self.pins.open(id) } else { None };
+        let path = self.pins.path(id);
+        let namespace = pinned.as_ref().map(|fd| Namespace { fd: fd.as_fd(), path: Some(&path) });
+        let left = guarded(driver, || slot.driver.teardown(id, namespace));
+        debug!(sandbox = %id, driver, elapsed = ?begun.elapsed(), "network taken away");
+        let left = left.unwrap_or_else(|e| vec![leftover_of(id, &e)]);
+        if !and_conclude {
+            return left;
+        }
+        self.conclude(id, driver, left);
+        Vec::new()
+    }
+
+    /// Notes how a teardown ended, and that the sandbox is connected no more.
+    fn conclude(&self, id: &SandboxId, driver: &str, mut left: Vec<Leftover>) {
         if left.is_empty()
             && let Err(e) = self.pins.remove(id)
         {
             left.push(leftover_of(id, &e));
         }
         self.leftovers.note(id, driver, left);
-    }
-
-    fn teardown_here(&self, slot: &Slot, id: &SandboxId) -> Vec<Leftover> {
-        let _gate = slot.gate.read().unwrap_or_else(PoisonError::into_inner);
-        let begun = Instant::now();
-        let pinned = if slot.driver.needs_path() { self.pins.open(id) } else { None };
-        let path = self.pins.path(id);
-        let namespace = pinned.as_ref().map(|fd| Namespace { fd: fd.as_fd(), path: Some(&path) });
-        let left = guarded(slot.driver.name(), || slot.driver.teardown(id, namespace));
-        debug!(sandbox = %id, driver = slot.driver.name(), elapsed = ?begun.elapsed(), "network taken away");
-        left.unwrap_or_else(|e| vec![leftover_of(id, &e)])
+        self.attached().remove(id);
     }
 
     /// The driver for the next pod, or why there is none.
@@ -339,12 +354,9 @@ impl Network {
 
     /// To every driver. One that connects no pods may find fault with it.
     fn hand_on(&self, cidr: &str) -> Result<(), NetError> {
-        let counts = |driver: &str| match self.settings.driver {
-            Choice::Auto => driver == "cni" || !self.settings.has_cni(),
-            Choice::Bridge => driver == "bridge",
-            Choice::Cni => driver == "cni",
-            Choice::None => false,
-        };
+        // Where there is no CNI configuration yet, the driver may be about to make one of this range.
+        let is_auto = self.settings.driver == Choice::Auto;
+        let counts = |driver: &str| self.would_choose(driver) || is_auto && driver == "cni";
         let mut result = Ok(());
         for slot in &self.slots {
             let driver = slot.driver.name();
@@ -370,30 +382,14 @@ impl Network {
         (self.pins.known().contains(id) && path.exists()).then_some(path)
     }
 
-    /// All drivers, for people.
-    pub async fn overview(self: &Arc<Self>) -> Vec<Overview> {
-        let network = Arc::clone(self);
-        let look = apart("look at the network", move || network.overview_here());
-        match timeout(DESCRIPTION_DEADLINE, look).await {
-            Ok(Ok(overview)) => overview,
-            Ok(Err(_)) | Err(_) => Vec::new(),
+    /// Whether the next pod is one of this driver by the settings and what there is of configurations.
+    fn would_choose(&self, driver: &str) -> bool {
+        match self.settings.driver {
+            Choice::Auto => (driver == "cni") == self.settings.has_cni(),
+            Choice::Bridge => driver == "bridge",
+            Choice::Cni => driver == "cni",
+            Choice::None => false,
         }
-    }
-
-    fn overview_here(&self) -> Vec<Overview> {
-        let chosen = self.status_here();
-        let look = |slot: &Arc<Slot>| {
-            let driver = slot.driver.name();
-            let status = guarded(driver, || slot.driver.status()).and_then(|status| status);
-            Overview {
-                driver,
-                chosen: driver == chosen.driver,
-                problem: status.err().map(|e| e.to_string()),
-                pods: self.live(driver).into_iter().map(|live| (live.id, live.attachment)).collect(),
-                details: guarded(driver, || slot.driver.describe()).unwrap_or_default(),
-            }
-        };
-        self.slots.iter().map(look).collect()
     }
 
     /// What could not be taken away so far, by sandbox.
@@ -407,22 +403,31 @@ impl Network {
     /// # Errors
     /// [`NetError::NotReady`] while a pod is connected.
     pub async fn reset(self: &Arc<Self>) -> Result<Vec<Leftover>, NetError> {
-        let pods = self.attached().len();
-        if pods > 0 {
-            let reason = format!("{pods} pods are connected to the network; remove them first");
-            return Err(NetError::NotReady { reason });
-        }
+        self.refuse_in_use(|_| true)?;
         self.retry().await;
         let mut left: Vec<Leftover> = self.leftovers().into_iter().flat_map(|(_, left)| left).collect();
         for slot in &self.slots {
-            let slot = Arc::clone(slot);
+            let (network, slot) = (Arc::clone(self), Arc::clone(slot));
             let result = apart("reset", move || {
-                let _gate = slot.gate.write().unwrap_or_else(PoisonError::into_inner);
-                slot.driver.reset()
+                let driver = slot.driver.name();
+                let busy = || NetError::NotReady { reason: format!("driver {driver} is at work; try again") };
+                let _gate = slot.gate.alone(RESET_PATIENCE).ok_or_else(busy)?;
+                // A pod may have come meanwhile; from here on none does.
+                network.refuse_in_use(|connected| connected.driver() == driver)?;
+                Ok::<_, NetError>(slot.driver.reset())
             });
-            left.extend(result.await?);
+            left.extend(result.await??);
         }
         Ok(left)
+    }
+
+    fn refuse_in_use(&self, counts: impl Fn(&Connected) -> bool) -> Result<(), NetError> {
+        let reason = match self.attached().values().filter(|connected| counts(connected)).count() {
+            0 => return Ok(()),
+            1 => "a pod is connected to the network; remove it first".to_owned(),
+            pods => format!("{pods} pods are connected to the network; remove them first"),
+        };
+        Err(NetError::NotReady { reason })
     }
 
     /// The sandboxes a driver has connected.

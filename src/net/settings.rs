@@ -120,11 +120,13 @@ impl Settings {
     /// Whether there is a CNI configuration.
     #[must_use]
     pub fn has_cni(&self) -> bool {
-        let is_configuration = |name: std::ffi::OsString| {
-            let extension = std::path::Path::new(&name).extension().and_then(|e| e.to_str()).map(str::to_owned);
-            extension.is_some_and(|e| matches!(e.as_str(), "conf" | "conflist" | "json"))
+        let is_configuration = |entry: std::fs::DirEntry| {
+            let path = entry.path();
+            let has_ending =
+                path.extension().is_some_and(|e| ["conf", "conflist", "json"].iter().any(|known| e == *known));
+            has_ending && entry.file_type().is_ok_and(|kind| !kind.is_dir())
         };
         let Ok(list) = std::fs::read_dir(&self.cni_config_dir) else { return false };
-        list.flatten().any(|entry| is_configuration(entry.file_name()))
+        list.flatten().any(is_configuration)
     }
 }

@@ -15,6 +15,8 @@ struct Fake {
     sticky: AtomicUsize,
     /// How long a teardown takes.
     slow: Duration,
+    /// Never says whether it is ready, until told to.
+    silent: Option<Mutex<std::sync::mpsc::Receiver<()>>>,
     calls: Mutex<Vec<String>>,
     books: Mutex<Vec<SandboxId>>,
 }
@@ -24,8 +26,11 @@ impl Fake {
         self.calls.lock().unwrap().push(call.into());
     }
 
+    /// All calls since the last time, but questions whether it is ready.
     fn calls(&self) -> Vec<String> {
-        std::mem::take(&mut self.calls.lock().unwrap())
+        let mut calls = std::mem::take(&mut *self.calls.lock().unwrap());
+        calls.retain(|call| call != "status");
+        calls
     }
 }
 
@@ -39,6 +44,10 @@ impl Driver for Fake {
     }
 
     fn status(&self) -> Result<(), NetError> {
+        self.note("status");
+        if let Some(told) = &self.silent {
+            told.lock().unwrap().recv().ok();
+        }
         if self.not_ready { Err(NetError::NotReady { reason: "no bridge today".into() }) } else { Ok(()) }
     }
 
@@ -91,6 +100,11 @@ impl Driver for Fake {
 
     fn describe(&self) -> serde_json::Value {
         serde_json::json!({ "fake": true })
+    }
+
+    fn reset(&self) -> Vec<Leftover> {
+        self.note("reset");
+        Vec::new()
     }
 }
 
@@ -289,7 +303,7 @@ fn a_reconciliation_waits_for_nobody_and_keeps_what_is_connected() {
         let (begun, end) = (Arc::new(std::sync::Barrier::new(2)), Arc::new(std::sync::Barrier::new(2)));
         let (slot, barriers) = (Arc::clone(&network.slots[0]), (Arc::clone(&begun), Arc::clone(&end)));
         let busy = std::thread::spawn(move || {
-            let _gate = slot.gate.read().unwrap();
+            let _gate = slot.gate.shared();
             barriers.0.wait();
             barriers.1.wait();
         });
@@ -391,4 +405,92 @@ fn a_reset_is_for_a_network_without_pods() {
         network.teardown(&id('a')).await;
         assert_eq!(network.reset().await.unwrap(), Vec::new());
     });
+}
+
+/// Polls a future once, on the test's own thread: what other threads do for it goes on, what it does itself does not.
+async fn begin<F: Future + Unpin>(future: &mut F) {
+    let once = std::future::poll_fn(|context| {
+        std::task::Poll::Ready(std::pin::Pin::new(&mut *future).poll(context).is_ready())
+    });
+    assert!(!once.await, "it has ended already");
+}
+
+#[test]
+fn no_reconciliation_is_told_of_a_pod_that_was_just_taken_away() {
+    run(async {
+        for sticky in [0, 1] {
+            let place = place(Choice::Cni);
+            let fake = Fake { needs_path: true, sticky: AtomicUsize::new(sticky), ..Fake::default() };
+            let fake = Arc::new(fake);
+            let network = place.network(&[&fake]);
+            network.setup(request(id('a'))).await.unwrap();
+            fake.calls();
+            let sandbox = id('a');
+            let mut teardown = Box::pin(network.teardown(&sandbox));
+            begin(&mut teardown).await;
+            while fake.calls.lock().unwrap().is_empty() {
+                std::thread::yield_now();
+            }
+            // Whoever gets the gate next, before anything else can happen.
+            let alone = network.slots[0].gate.alone(Duration::from_secs(10)).unwrap();
+            assert!(network.live("cni").is_empty(), "it would be given its lease again");
+            assert_eq!(network.is_known(&id('a')), sticky == 1, "what is left is known by its note");
+            drop(alone);
+            teardown.await;
+            assert_eq!(network.leftovers().len(), sticky);
+            assert_eq!(place.pins(), sticky);
+        }
+    });
+}
+
+#[test]
+fn a_pod_that_comes_during_a_reset_keeps_its_network() {
+    run(async {
+        let place = place(Choice::Bridge);
+        let fake = Arc::new(Fake::default());
+        let network = place.network(&[&fake]);
+        let coming = network.slots[0].gate.shared();
+        let mut reset = Box::pin(network.reset());
+        begin(&mut reset).await;
+        network.adopt(&id('a'), &attachment("bridge"));
+        drop(coming);
+        let error = reset.await.unwrap_err().to_string();
+        assert!(error.contains("a pod is connected"), "{error}");
+        assert_eq!(fake.calls(), Vec::<String>::new());
+        network.teardown(&id('a')).await;
+        assert_eq!(network.reset().await.unwrap(), Vec::new());
+        assert_eq!(fake.calls(), ["teardown, namespace false", "reset"]);
+    });
+}
+
+#[test]
+fn an_overview_asks_each_driver_once_and_names_one_that_is_silent() {
+    run(async {
+        let place = place(Choice::Bridge);
+        let (told, silent) = std::sync::mpsc::channel();
+        let bridge = Arc::new(Fake { silent: Some(Mutex::new(silent)), ..Fake::default() });
+        let cni = Arc::new(Fake { needs_path: true, not_ready: true, ..Fake::default() });
+        let network = place.network(&[&bridge, &cni]);
+        network.adopt(&id('a'), &attachment("bridge"));
+        let overview = network.overview_within(Duration::from_millis(500)).await;
+        drop(told);
+        let [of_bridge, of_cni] = &overview[..] else { panic!("{overview:?}") };
+        let problem = of_bridge.problem.as_deref().unwrap();
+        assert!(problem.contains("has not answered within 500ms"), "{problem}");
+        assert!(of_bridge.chosen && of_bridge.pods.len() == 1, "{of_bridge:?}");
+        assert!(!of_cni.chosen && of_cni.problem.as_deref().unwrap().contains("no bridge today"), "{of_cni:?}");
+        assert_eq!(*bridge.calls.lock().unwrap(), ["status"]);
+        assert_eq!(*cni.calls.lock().unwrap(), ["status"]);
+    });
+}
+
+#[test]
+fn a_directory_is_no_cni_configuration() {
+    let place = place(Choice::Auto);
+    std::fs::create_dir_all(place.settings.cni_config_dir.join("old.conf")).unwrap();
+    std::fs::write(place.settings.cni_config_dir.join("README"), b"").unwrap();
+    assert!(!place.settings.has_cni());
+    std::fs::write(place.settings.cni_config_dir.join("10-x.conf"), b"{}").unwrap();
+    assert!(place.settings.has_cni());
+    drop(place.dir);
 }
