@@ -22,6 +22,8 @@ pub mod node;
 pub mod observe;
 pub mod plan;
 pub mod runtime;
+#[cfg(feature = "daemon")]
+pub mod settings;
 pub mod shim;
 #[cfg(feature = "daemon")]
 pub mod stream;

@@ -1,60 +1,12 @@
 //! The table `[network]`.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use toml::de::DeValue;
 
-use super::{Key, PATH, absolute, number};
-
-/// What the network of pods is to be, checked in its form.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Network {
-    /// "auto", "bridge", "cni" or "none".
-    pub driver: String,
-    /// Where namespaces are pinned for CNI plugins. Absolute.
-    pub netns_dir: PathBuf,
-    /// Where CNI configurations are. Absolute.
-    pub cni_config_dir: PathBuf,
-    /// Where CNI plugins are, in the order they are searched. Absolute.
-    pub cni_plugin_dirs: Vec<PathBuf>,
-    /// What becomes a CNI configuration once kubelet tells the pods' range. Absolute.
-    pub cni_template: Option<PathBuf>,
-    /// Host ports are served by the CNI network without a plugin that says so.
-    pub cni_ports_elsewhere: bool,
-    /// How long a CNI plugin may take; `None`: what is usual for its command.
-    pub cni_timeout: Option<Duration>,
-    /// The bridge's name.
-    pub bridge: String,
-    /// The ranges of pods, at most one a family; empty: the bridge's default.
-    pub subnets: Vec<(IpAddr, u8)>,
-    /// In bytes; 0: that of the way out.
-    pub mtu: u32,
-    /// Pods do not reach each other.
-    pub isolate: bool,
-    /// Pods leave the machine with its address.
-    pub masquerade: bool,
-}
-
-impl Default for Network {
-    fn default() -> Self {
-        Self {
-            driver: "auto".to_owned(),
-            netns_dir: "/run/netns".into(),
-            cni_config_dir: "/etc/cni/net.d".into(),
-            cni_plugin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
-            cni_template: None,
-            cni_ports_elsewhere: false,
-            cni_timeout: None,
-            bridge: "aril0".to_owned(),
-            subnets: Vec::new(),
-            mtu: 0,
-            isolate: false,
-            masquerade: true,
-        }
-    }
-}
+use super::keys::{Key, PATH, absolute, number};
+use crate::settings::Choice;
 
 const YES_OR_NO: &str = "true or false";
 
@@ -63,11 +15,7 @@ pub(super) const KEYS: &[Key] = &[
     Key {
         name: "network.driver",
         wants: "one of \"auto\", \"bridge\", \"cni\", \"none\"",
-        take: |raw, v| {
-            let driver = v.as_str().filter(|d| ["auto", "bridge", "cni", "none"].contains(d))?;
-            driver.clone_into(&mut raw.network.driver);
-            Some(())
-        },
+        take: |raw, v| Choice::parse(v.as_str()?).map(|choice| raw.network.driver = choice),
     },
     Key { name: "network.netns_dir", wants: PATH, take: |raw, v| absolute(v).map(|p| raw.network.netns_dir = p) },
     Key {
@@ -97,6 +45,11 @@ pub(super) const KEYS: &[Key] = &[
         name: "network.cni_timeout_seconds",
         wants: "a whole number from 1 to 240",
         take: |raw, v| number(v, 1..=240).map(|n| raw.network.cni_timeout = Some(Duration::from_secs(n))),
+    },
+    Key {
+        name: "network.cni_total_timeout_seconds",
+        wants: "a whole number from 1 to 480",
+        take: |raw, v| number(v, 1..=480).map(|n| raw.network.cni_total_timeout = Some(Duration::from_secs(n))),
     },
     Key {
         name: "network.bridge",

@@ -29,6 +29,13 @@ pub enum NetError {
     /// A plugin took too long.
     #[error("CNI plugin {plugin} of network {network}, {step}: no answer within {} s", limit.as_secs())]
     Deadline { plugin: String, network: String, step: &'static str, limit: Duration },
+    /// All plugins together took too long, and this one was not reached, or was at work.
+    #[error(
+        "CNI plugin {plugin} of network {network}, {step}: no answer within the {} s that all plugins of the network \
+         have together",
+        limit.as_secs_f32()
+    )]
+    Late { plugin: String, network: String, step: &'static str, limit: Duration },
     /// The kernel refused.
     #[error("{step} {object}: {source}")]
     Kernel { step: &'static str, object: String, source: io::Error },

@@ -127,7 +127,7 @@ impl Network {
         let network = Self {
             slots,
             broken,
-            pins: Pins::new(settings.netns_dir.clone(), pins),
+            pins: Pins::new(settings.wanted.netns_dir.clone(), pins),
             leftovers: Leftovers::open(leftovers),
             attached: Mutex::default(),
             pod_cidr: Mutex::new(std::fs::read_to_string(pod_cidr_path(&settings)).unwrap_or_default()),
@@ -267,7 +267,7 @@ impl Network {
             let none = || format!("this aril has no network driver {name}");
             found.ok_or_else(|| NetError::NotReady { reason: reason.unwrap_or_else(none) })
         };
-        match self.settings.driver {
+        match self.settings.wanted.driver {
             Choice::None => Ok(Err("pods have loopback alone, as the configuration says (network.driver)".to_owned())),
             Choice::Bridge => slot("bridge").map(Ok),
             Choice::Cni => slot("cni").map(Ok),
@@ -355,7 +355,7 @@ impl Network {
     /// To every driver. One that connects no pods may find fault with it.
     fn hand_on(&self, cidr: &str) -> Result<(), NetError> {
         // Where there is no CNI configuration yet, the driver may be about to make one of this range.
-        let is_auto = self.settings.driver == Choice::Auto;
+        let is_auto = self.settings.wanted.driver == Choice::Auto;
         let counts = |driver: &str| self.would_choose(driver) || is_auto && driver == "cni";
         let mut result = Ok(());
         for slot in &self.slots {
@@ -384,7 +384,7 @@ impl Network {
 
     /// Whether the next pod is one of this driver by the settings and what there is of configurations.
     fn would_choose(&self, driver: &str) -> bool {
-        match self.settings.driver {
+        match self.settings.wanted.driver {
             Choice::Auto => (driver == "cni") == self.settings.has_cni(),
             Choice::Bridge => driver == "bridge",
             Choice::Cni => driver == "cni",

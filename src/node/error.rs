@@ -239,7 +239,7 @@ fn network_kind(error: &NetError) -> ErrorKind {
         NetError::Taken { .. } => ErrorKind::Refused,
         NetError::Exhausted { .. } => ErrorKind::NoSpace,
         NetError::NotReady { .. } => ErrorKind::Unavailable,
-        NetError::Deadline { .. } => ErrorKind::Deadline,
+        NetError::Deadline { .. } | NetError::Late { .. } => ErrorKind::Deadline,
         NetError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => ErrorKind::NoSpace,
         NetError::Plugin { .. } | NetError::Kernel { .. } | NetError::Panicked { .. } | NetError::Io { .. } => {
             ErrorKind::Internal

@@ -113,7 +113,10 @@ async fn run(config: &Config, settings: Settings, exit_when_idle: bool) -> Resul
 fn settings(config: &Config, shim: PathBuf, open_files: (u64, u64)) -> Result<Settings, Box<dyn Error>> {
     let pinned: Result<Vec<Reference>, _> = config.pinned_images.iter().map(|name| name.parse()).collect();
     Ok(Settings {
-        network: network(config),
+        network: net::Settings {
+            wanted: config.network.clone(),
+            ..net::Settings::new(config.root.join("network"), config.state.join("network"))
+        },
         root: config.root.clone(),
         state: config.state.clone(),
         shim,
@@ -125,27 +128,6 @@ fn settings(config: &Config, shim: PathBuf, open_files: (u64, u64)) -> Result<Se
         pinned_images: pinned.map_err(|e| format!("pinned_images: {e}"))?,
         open_files: Some(open_files),
     })
-}
-
-fn network(config: &Config) -> net::Settings {
-    let wanted = config.network.clone();
-    net::Settings {
-        // The configuration knows no other names.
-        driver: net::Choice::parse(&wanted.driver).unwrap_or_default(),
-        root: config.root.join("network"),
-        state: config.state.join("network"),
-        netns_dir: wanted.netns_dir,
-        cni_config_dir: wanted.cni_config_dir,
-        cni_plugin_dirs: wanted.cni_plugin_dirs,
-        cni_template: wanted.cni_template,
-        cni_ports_elsewhere: wanted.cni_ports_elsewhere,
-        cni_timeout: wanted.cni_timeout,
-        bridge: wanted.bridge,
-        subnets: wanted.subnets,
-        mtu: wanted.mtu,
-        isolate: wanted.isolate,
-        masquerade: wanted.masquerade,
-    }
 }
 
 fn level(level: LogLevel) -> LevelFilter {

@@ -9,7 +9,7 @@ use super::super::{Leftover, NetError};
 use super::book::Book;
 use super::error::Failure;
 use super::list::{Extra, NetworkList, Plugin};
-use super::plugin::{Plugins, Target, UNKNOWN_CONTAINER, Verb};
+use super::plugin::{Budget, Plugins, Target, UNKNOWN_CONTAINER, Verb};
 use super::request::Capabilities;
 use super::result;
 use super::version::Version;
@@ -21,6 +21,8 @@ pub(super) struct Chain<'a> {
     pub list: &'a NetworkList,
     pub target: Option<Target<'a>>,
     pub capabilities: Option<&'a Capabilities>,
+    /// The time for all of it.
+    pub budget: Budget,
 }
 
 /// An ADD that stopped: the reason, and the result of the plugins that succeeded.
@@ -35,7 +37,7 @@ impl Chain<'_> {
         let extra = Extra { capabilities: self.capabilities, ..extra };
         let input = plugin.request(&self.list.name, self.list.version(), extra);
         let input = input.map_err(|e| Failure::Broken(format!("its configuration cannot be written: {e}")))?;
-        self.plugins.call(&plugin.kind, verb, self.target, &input)
+        self.plugins.call(&plugin.kind, verb, self.target, &input, self.budget)
     }
 
     fn error(&self, plugin: &Plugin, verb: Verb, failure: Failure) -> NetError {
@@ -60,7 +62,7 @@ impl Chain<'_> {
         })
     }
 
-    /// Returns what could not be deleted.
+    /// Returns what could not be deleted; once time is up, also what was not tried.
     pub(super) fn del(&self, book: &Book) -> Vec<Leftover> {
         // Before 0.4.0 the result was not part of DEL.
         let previous = book.result.as_deref().filter(|_| self.list.version() >= Version::V0_4_0);
@@ -103,7 +105,7 @@ impl Chain<'_> {
             if let Err(failure) = self.call(plugin, Verb::Gc, Extra { valid: Some(valid), ..Extra::default() }) {
                 let what = format!("CNI GC by {} of network {}", plugin.kind, self.list.name);
                 left.push(Leftover { what, reason: failure.to_string() });
-                if matches!(failure, Failure::Deadline(_)) {
+                if matches!(failure, Failure::Deadline(_) | Failure::Late(_)) {
                     return Err(left);
                 }
             }
@@ -151,14 +153,14 @@ pub(super) fn locate(plugins: &Plugins, list: &NetworkList) -> Result<Vec<PathBu
 ///
 /// # Errors
 /// [`NetError::NotReady`] naming the plugin that speaks none of the list's versions, or is not there.
-pub(super) fn pin(plugins: &Plugins, list: NetworkList) -> Result<NetworkList, NetError> {
+pub(super) fn pin(plugins: &Plugins, list: NetworkList, budget: Budget) -> Result<NetworkList, NetError> {
     if list.versions.len() < 2 {
         let version = list.version();
         return Ok(list.pinned(version));
     }
     let mut possible = list.versions.clone();
     for kind in programs(&list) {
-        let spoken = plugins.versions(kind).map_err(|failure| NetError::NotReady {
+        let spoken = plugins.versions(kind, budget).map_err(|failure| NetError::NotReady {
             reason: format!("plugin {kind} of CNI network {}: {failure}", list.name),
         })?;
         let Some(spoken) = spoken else { continue };

@@ -11,8 +11,9 @@ use super::super::{Attachment, Driver, INTERFACE, Leftover, Live, Namespace, Net
 use super::book::{Book, Found};
 use super::chain::{self, Chain};
 use super::config::{self, Loaded};
-use super::plugin::Target;
+use super::plugin::{Budget, Target, Verb};
 use super::request::{self, Capabilities};
+use super::turns::Turn;
 use super::{Cni, NAME, lock, result, template};
 use crate::id::SandboxId;
 
@@ -42,18 +43,19 @@ impl Driver for Cni {
 
     fn setup(&self, request: &Request, namespace: Namespace<'_>) -> Result<Attachment, NetError> {
         let path = path_of(namespace)?;
-        let _turn = self.turns.take(&request.id);
+        let budget = self.plugins.budget(Verb::Add);
+        let _turn = self.turn(&request.id, budget)?;
         lock(&self.current).insert(request.id.clone());
-        self.undo_former(&request.id)?;
+        self.undo_former(&request.id, budget)?;
         let args = request::args(request)?;
         let list = self.load()?.list;
         let warnings = request::check(request, &list, self.settings.ports_elsewhere)?;
-        let list = chain::pin(&self.plugins, list)?;
+        let list = chain::pin(&self.plugins, list, budget)?;
         let capabilities = capabilities(Some(request))?;
         let book = Book { list, request: Some(request.clone()), args, result: None, is_complete: false };
         self.books.begin(&request.id, &book)?;
         let target = Target { id: &request.id, namespace: &path, args: &book.args };
-        let result = match self.beside_sync(&request.id, || self.chain(&book, target, &capabilities).add()) {
+        let result = match self.beside_sync(&request.id, || self.chain(&book, target, &capabilities, budget).add()) {
             Ok(result) => result,
             Err(stopped) => {
                 // DEL can do more with it, and does what it must without.
@@ -73,7 +75,8 @@ impl Driver for Cni {
 
     fn check(&self, id: &SandboxId, namespace: Namespace<'_>) -> Result<(), NetError> {
         let path = path_of(namespace)?;
-        let _turn = self.turns.take(id);
+        let budget = self.plugins.budget(Verb::Check);
+        let _turn = self.turn(id, budget)?;
         let lost = |reason: String| NetError::NotReady { reason: format!("CNI CHECK of sandbox {id}: {reason}") };
         let book = match self.books.find(id)? {
             Found::Book(book) => book,
@@ -88,14 +91,19 @@ impl Driver for Cni {
             return Ok(());
         }
         let capabilities = capabilities(book.request.as_ref())?;
-        self.chain(&book, Target { id, namespace: &path, args: &book.args }, &capabilities).check(result)
+        let target = Target { id, namespace: &path, args: &book.args };
+        self.chain(&book, target, &capabilities, budget).check(result)
     }
 
     fn teardown(&self, id: &SandboxId, namespace: Option<Namespace<'_>>) -> Vec<Leftover> {
-        let _turn = self.turns.take(id);
+        let budget = self.plugins.budget(Verb::Del);
+        let _turn = match self.turn(id, budget) {
+            Ok(turn) => turn,
+            Err(e) => return vec![leftover(id, e)],
+        };
         lock(&self.current).remove(id);
         let path = namespace.and_then(|n| n.path).map(|path| path.display().to_string());
-        self.delete(id, &path.unwrap_or_default())
+        self.delete(id, &path.unwrap_or_default(), budget)
     }
 
     fn known(&self) -> Result<Vec<SandboxId>, NetError> {
@@ -104,10 +112,11 @@ impl Driver for Cni {
 
     fn reconcile(&self, live: &[Live]) -> Vec<Leftover> {
         let mut left = Vec::new();
+        let budget = self.plugins.budget(Verb::Gc);
         for sandbox in live {
-            left.extend(self.mend(sandbox).err().map(|e| leftover(&sandbox.id, e)));
+            left.extend(self.mend(sandbox, budget).err().map(|e| leftover(&sandbox.id, e)));
         }
-        left.extend(self.collect_garbage(live));
+        left.extend(self.collect_garbage(live, budget));
         left
     }
 
@@ -130,7 +139,7 @@ impl Driver for Cni {
         });
         let described = self.load().and_then(|loaded| {
             let path = loaded.path;
-            let list = chain::pin(&self.plugins, loaded.list)?;
+            let list = chain::pin(&self.plugins, loaded.list, self.plugins.budget(Verb::Version))?;
             let programs: BTreeMap<&str, Option<std::path::PathBuf>> =
                 chain::programs(&list).map(|kind| (kind, self.plugins.find(kind).ok())).collect();
             Ok(json!({
@@ -154,8 +163,22 @@ impl Cni {
         Ok(config::load(&self.settings.config_dir, self.plugins.trust())?)
     }
 
-    fn chain<'a>(&'a self, book: &'a Book, target: Target<'a>, capabilities: &'a Capabilities) -> Chain<'a> {
-        Chain { plugins: &self.plugins, list: &book.list, target: Some(target), capabilities: Some(capabilities) }
+    /// The turn of a sandbox, if it comes in time.
+    fn turn(&self, id: &SandboxId, budget: Budget) -> Result<Turn<'_>, NetError> {
+        let turn = budget.left().ok().and_then(|left| self.turns.take(id, left));
+        let reason = || format!("an earlier operation on the CNI network of sandbox {} has not ended", id.short());
+        turn.ok_or_else(|| NetError::NotReady { reason: reason() })
+    }
+
+    fn chain<'a>(
+        &'a self,
+        book: &'a Book,
+        target: Target<'a>,
+        capabilities: &'a Capabilities,
+        budget: Budget,
+    ) -> Chain<'a> {
+        let (target, capabilities) = (Some(target), Some(capabilities));
+        Chain { plugins: &self.plugins, list: &book.list, target, capabilities, budget }
     }
 
     fn attachment(&self, book: &Book, raw: &RawValue, request: &Request) -> Result<Attachment, NetError> {
@@ -182,8 +205,8 @@ impl Cni {
     }
 
     /// ADD must not follow ADD: whatever is left of a former one goes first.
-    fn undo_former(&self, id: &SandboxId) -> Result<(), NetError> {
-        match self.delete(id, "").into_iter().next() {
+    fn undo_former(&self, id: &SandboxId, budget: Budget) -> Result<(), NetError> {
+        match self.delete(id, "", budget).into_iter().next() {
             None => Ok(()),
             Some(left) => Err(NetError::Taken {
                 what: format!("the network of sandbox {id}"),
@@ -193,11 +216,11 @@ impl Cni {
     }
 
     /// DEL by the book; the book goes if nothing is left.
-    fn delete(&self, id: &SandboxId, path: &str) -> Vec<Leftover> {
+    fn delete(&self, id: &SandboxId, path: &str, budget: Budget) -> Vec<Leftover> {
         let book = match self.books.find(id) {
             Ok(Found::Nothing) => return Vec::new(),
             Ok(Found::Book(book)) => *book,
-            Ok(Found::Damaged(reason)) => match self.replace(id, &reason) {
+            Ok(Found::Damaged(reason)) => match self.replace(id, &reason, budget) {
                 Ok(book) => book,
                 Err(e) => return vec![leftover(id, e)],
             },
@@ -208,7 +231,8 @@ impl Cni {
             Err(e) => return vec![leftover(id, e)],
         };
         let start = Instant::now();
-        let mut left = self.chain(&book, Target { id, namespace: path, args: &book.args }, &capabilities).del(&book);
+        let target = Target { id, namespace: path, args: &book.args };
+        let mut left = self.chain(&book, target, &capabilities, budget).del(&book);
         if left.is_empty() {
             left.extend(self.books.remove(id).err().map(|e| leftover(id, e)));
         }
@@ -217,9 +241,9 @@ impl Cni {
     }
 
     /// A book in place of a damaged one, with the configuration of now: the best guess there is.
-    fn replace(&self, id: &SandboxId, reason: &str) -> Result<Book, NetError> {
+    fn replace(&self, id: &SandboxId, reason: &str, budget: Budget) -> Result<Book, NetError> {
         warn!(sandbox = %id, error = reason, "what CNI ADD did is lost; the configuration of now takes its place");
-        let list = chain::pin(&self.plugins, self.load()?.list)?;
+        let list = chain::pin(&self.plugins, self.load()?.list, budget)?;
         let book = Book { list, request: None, args: request::bare_args(id), result: None, is_complete: false };
         self.books.set_aside(id)?;
         self.books.begin(id, &book)?;
@@ -228,7 +252,7 @@ impl Cni {
     }
 
     /// A book for a living sandbox whose own is missing or damaged, from its record.
-    fn mend(&self, sandbox: &Live) -> Result<(), NetError> {
+    fn mend(&self, sandbox: &Live, budget: Budget) -> Result<(), NetError> {
         let Some(_turn) = self.turns.try_take(&sandbox.id) else { return Ok(()) };
         let why = match self.books.find(&sandbox.id)? {
             Found::Book(_) => return Ok(()),
@@ -239,7 +263,7 @@ impl Cni {
             }
         };
         warn!(sandbox = %sandbox.id, error = why, "what CNI ADD did is lost; it is rebuilt from the pod's record");
-        let list = chain::pin(&self.plugins, self.load()?.list)?;
+        let list = chain::pin(&self.plugins, self.load()?.list, budget)?;
         let result = result::rebuilt(&sandbox.attachment, list.version()).map_err(unwritable)?;
         let request = Request {
             id: sandbox.id.clone(),
@@ -262,8 +286,9 @@ impl Cni {
     }
 
     /// GC of the network of now, in a moment when nothing else goes on; if there is none, another time.
-    fn collect_garbage(&self, live: &[Live]) -> Vec<Leftover> {
-        let Ok(list) = self.load().and_then(|loaded| chain::pin(&self.plugins, loaded.list)) else { return Vec::new() };
+    fn collect_garbage(&self, live: &[Live], budget: Budget) -> Vec<Leftover> {
+        let list = self.load().and_then(|loaded| chain::pin(&self.plugins, loaded.list, budget));
+        let Ok(list) = list else { return Vec::new() };
         let text = list.to_json().map(|raw| raw.get().to_owned()).unwrap_or_default();
         let has_hung = lock(&self.hung_gc).as_ref().is_some_and(|(of, at)| *of == text && at.elapsed() < GC_PAUSE);
         let has_gc = !list.disable_gc && list.version() >= super::Version::V1_1_0 && !has_hung;
@@ -276,7 +301,7 @@ impl Cni {
             valid.iter().map(|id| json!({ "containerID": id.as_str(), "ifname": INTERFACE })).collect();
         match to_raw_value(&attachments) {
             Ok(valid) => {
-                let chain = Chain { plugins: &self.plugins, list: &list, target: None, capabilities: None };
+                let chain = Chain { plugins: &self.plugins, list: &list, target: None, capabilities: None, budget };
                 chain.gc(&valid).unwrap_or_else(|left| {
                     *lock(&self.hung_gc) = Some((text, Instant::now()));
                     left

@@ -67,6 +67,9 @@ pub enum Failure {
     /// It took too long and was killed.
     #[error("no answer within {} s", .0.as_secs_f32())]
     Deadline(Duration),
+    /// The time that all plugins have together was over before it was called, or before it answered.
+    #[error("no answer within the {} s that all plugins of the network have together", .0.as_secs_f32())]
+    Late(Duration),
     /// It said no, in CNI's form.
     #[error("{text}")]
     #[allow(missing_docs)]
@@ -82,6 +85,7 @@ impl Failure {
         let (plugin, network) = (plugin.to_owned(), network.to_owned());
         match self {
             Self::Deadline(limit) => NetError::Deadline { plugin, network, step, limit },
+            Self::Late(limit) => NetError::Late { plugin, network, step, limit },
             other => NetError::Plugin { plugin, network, step, reason: other.to_string() },
         }
     }
@@ -131,5 +135,10 @@ mod tests {
     fn a_deadline_says_how_long_was_waited() {
         let error = Failure::Deadline(Duration::from_secs(30)).of("bridge", "pods", "ADD");
         assert_eq!(error.to_string(), "CNI plugin bridge of network pods, ADD: no answer within 30 s");
+        let late = Failure::Late(Duration::from_secs(80));
+        let text = late.to_string();
+        assert_eq!(text, "no answer within the 80 s that all plugins of the network have together");
+        let error = late.of("bridge", "pods", "DEL").to_string();
+        assert_eq!(error, format!("CNI plugin bridge of network pods, DEL: {text}"));
     }
 }

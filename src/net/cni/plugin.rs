@@ -82,12 +82,25 @@ pub struct Deadlines {
     pub gc: Duration,
     /// STATUS and VERSION: 5 s. Somebody waits for the node's status.
     pub status: Duration,
+    /// ADD and DEL, all plugins of a list together, with what comes before them: 80 s. With what else may hold up a stop
+    /// that is less than the two minutes that kubelet waits for one.
+    pub total: Duration,
+    /// The same for CHECK, GC and STATUS: 30 s.
+    pub total_of_others: Duration,
 }
 
 impl Default for Deadlines {
     fn default() -> Self {
         let seconds = Duration::from_secs;
-        Self { add: seconds(60), del: seconds(30), check: seconds(15), gc: seconds(15), status: seconds(5) }
+        Self {
+            add: seconds(60),
+            del: seconds(30),
+            check: seconds(15),
+            gc: seconds(15),
+            status: seconds(5),
+            total: seconds(80),
+            total_of_others: seconds(30),
+        }
     }
 }
 
@@ -100,6 +113,29 @@ impl Deadlines {
             Verb::Gc => self.gc,
             Verb::Status | Verb::Version => self.status,
         }
+    }
+}
+
+/// The time that one operation has, whatever number of plugins it calls.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Budget {
+    begun: Instant,
+    total: Duration,
+}
+
+impl Budget {
+    /// From now on.
+    pub(super) fn new(total: Duration) -> Self {
+        Self { begun: Instant::now(), total }
+    }
+
+    /// What is left of it.
+    ///
+    /// # Errors
+    /// [`Failure::Late`] if that is nothing.
+    pub(super) fn left(&self) -> Result<Duration, Failure> {
+        let left = self.total.saturating_sub(self.begun.elapsed());
+        if left.is_zero() { Err(Failure::Late(self.total)) } else { Ok(left) }
     }
 }
 
@@ -123,8 +159,23 @@ pub(super) struct Plugins {
     deadlines: Deadlines,
     trust: Trust,
     /// What programs said of their versions, while their files stay the same.
-    versions: Mutex<HashMap<PathBuf, (Stamp, Spoken)>>,
+    versions: Mutex<HashMap<PathBuf, Answer>>,
+    /// How long one that did not say is not asked again.
+    pub(super) silence: Duration,
 }
+
+/// What a program said of its versions.
+#[derive(Debug, Clone)]
+struct Answer {
+    /// Of this state of its file.
+    of: Stamp,
+    versions: Spoken,
+    /// When it is asked again, if it did not answer.
+    good_until: Option<Instant>,
+}
+
+/// See [`Plugins::silence`].
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// Tells one state of a file from another.
 type Stamp = (u64, u64, i64, i64, u64);
@@ -151,7 +202,15 @@ struct Supported {
 impl Plugins {
     pub(super) fn new(dirs: Vec<PathBuf>, books: PathBuf, deadlines: Deadlines) -> Self {
         let search_path = std::env::var("PATH").ok().filter(|p| !p.is_empty()).unwrap_or_else(|| PATH.to_owned());
-        Self { dirs, books, search_path, deadlines, trust: Trust::default(), versions: Mutex::default() }
+        Self {
+            dirs,
+            books,
+            search_path,
+            deadlines,
+            trust: Trust::default(),
+            versions: Mutex::default(),
+            silence: SILENCE,
+        }
     }
 
     pub(super) fn trust(&self) -> &Trust {
@@ -207,15 +266,28 @@ impl Plugins {
         verb: Verb,
         target: Option<Target<'_>>,
         input: &[u8],
+        budget: Budget,
     ) -> Result<Vec<u8>, Failure> {
         let program = self.find(kind)?;
-        self.run(&program, verb, target, input)
+        self.run(&program, verb, target, input, budget)
     }
 
-    fn run(&self, program: &Path, verb: Verb, target: Option<Target<'_>>, input: &[u8]) -> Result<Vec<u8>, Failure> {
+    fn run(
+        &self,
+        program: &Path,
+        verb: Verb,
+        target: Option<Target<'_>>,
+        input: &[u8],
+        budget: Budget,
+    ) -> Result<Vec<u8>, Failure> {
         let start = Instant::now();
         let environment = self.environment(verb, target);
-        let ended = Run { program, environment: &environment, input, limit: self.deadlines.of(verb) }.wait()?;
+        let (own, left) = (self.deadlines.of(verb), budget.left()?);
+        let ended = Run { program, environment: &environment, input, limit: own.min(left) }.wait();
+        let ended = ended.map_err(|failure| match failure {
+            Failure::Deadline(_) if left < own => Failure::Late(budget.total),
+            other => other,
+        })?;
         let (path, step) = (program.display(), verb.as_str());
         debug!(%path, step, elapsed = ?start.elapsed(), log = quoted(&ended.log), "CNI plugin ended");
         if ended.status.success() { Ok(ended.output) } else { Err(complaint(&ended)) }
@@ -239,24 +311,39 @@ impl Plugins {
     }
 
     /// The versions a plugin says it speaks; `None` if it does not say, and then it is taken to speak what is asked of
-    /// it. Asked once for each state of its file.
+    /// it. Asked once for each state of its file; one that did not answer is asked again after a while.
     ///
     /// # Errors
     /// [`Failure::Unusable`] if it is not there.
-    pub(super) fn versions(&self, kind: &str) -> Result<Spoken, Failure> {
+    pub(super) fn versions(&self, kind: &str, budget: Budget) -> Result<Spoken, Failure> {
         let (path, stamp) = self.locate(kind)?;
         let known = self.versions.lock().unwrap_or_else(PoisonError::into_inner).get(&path).cloned();
-        if let Some((then, versions)) = known
-            && then == stamp
+        if let Some(answer) = known
+            && answer.of == stamp
+            && answer.good_until.is_none_or(|until| Instant::now() < until)
         {
-            return Ok(versions);
+            return Ok(answer.versions);
         }
-        let answer = self.run(&path, Verb::Version, None, br#"{"cniVersion":"1.1.0"}"#);
+        let answer = self.run(&path, Verb::Version, None, br#"{"cniVersion":"1.1.0"}"#, budget);
+        if matches!(answer, Err(Failure::Late(_))) {
+            // It had not the time that it may take.
+            return Ok(None);
+        }
         let versions = answer.ok().and_then(|answer| serde_json::from_slice::<Supported>(&answer).ok());
-        let versions = versions.map(|s| s.supported_versions.iter().filter_map(|v| Version::known(v)).collect());
-        let mut cache = self.versions.lock().unwrap_or_else(PoisonError::into_inner);
-        cache.insert(path, (stamp, Clone::clone(&versions)));
+        let versions: Spoken =
+            versions.map(|s| s.supported_versions.iter().filter_map(|v| Version::known(v)).collect());
+        let good_until = versions.is_none().then(|| Instant::now() + self.silence);
+        let answer = Answer { of: stamp, versions: versions.clone(), good_until };
+        self.versions.lock().unwrap_or_else(PoisonError::into_inner).insert(path, answer);
         Ok(versions)
+    }
+
+    /// The time for an operation of this kind.
+    pub(super) fn budget(&self, verb: Verb) -> Budget {
+        Budget::new(match verb {
+            Verb::Add | Verb::Del => self.deadlines.total,
+            Verb::Check | Verb::Gc | Verb::Status | Verb::Version => self.deadlines.total_of_others,
+        })
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::super::NetError;
 use super::chain::{self, Chain};
 use super::list::NetworkList;
+use super::plugin::{Budget, Verb};
 use super::version::Version;
 use super::{Cni, lock};
 
@@ -25,8 +26,9 @@ impl Cni {
     pub(super) fn readiness(&self) -> Result<(), NetError> {
         let loaded = self.load()?;
         chain::locate(&self.plugins, &loaded.list)?;
-        self.check_versions(&loaded.list)?;
-        let list = chain::pin(&self.plugins, loaded.list)?;
+        let budget = self.plugins.budget(Verb::Status);
+        self.check_versions(&loaded.list, budget)?;
+        let list = chain::pin(&self.plugins, loaded.list, budget)?;
         if list.version() < Version::V1_1_0 {
             return Ok(());
         }
@@ -46,7 +48,7 @@ impl Cni {
             last.asking = true;
         }
         let asking = Asking(self);
-        let chain = Chain { plugins: &self.plugins, list: &list, target: None, capabilities: None };
+        let chain = Chain { plugins: &self.plugins, list: &list, target: None, capabilities: None, budget };
         let answer = chain.status().map_err(|e| e.to_string());
         lock(&self.last_status).answer = Some((text, Instant::now(), answer.clone()));
         drop(asking);
@@ -54,10 +56,10 @@ impl Cni {
     }
 
     /// Names a plugin that does not speak the list's only version before a pod fails for it.
-    fn check_versions(&self, list: &NetworkList) -> Result<(), NetError> {
+    fn check_versions(&self, list: &NetworkList, budget: Budget) -> Result<(), NetError> {
         for kind in chain::programs(list) {
             // That it is there was seen a moment ago.
-            let Ok(Some(spoken)) = self.plugins.versions(kind) else { continue };
+            let Ok(Some(spoken)) = self.plugins.versions(kind, budget) else { continue };
             if !list.versions.iter().any(|version| spoken.contains(version)) {
                 let wanted: Vec<&str> = list.versions.iter().map(|v| v.as_str()).collect();
                 let reason = format!(

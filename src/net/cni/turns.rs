@@ -25,14 +25,20 @@ pub(super) struct Turn<'a> {
 }
 
 impl Turns {
-    /// Waits until nobody works on this sandbox, nor on all of them. Everybody's work has deadlines.
-    pub(super) fn take(&self, id: &SandboxId) -> Turn<'_> {
+    /// Waits until nobody works on this sandbox, nor on all of them, whose work has a deadline; `None` if others of this
+    /// sandbox take longer than `patience`.
+    pub(super) fn take(&self, id: &SandboxId, patience: Duration) -> Option<Turn<'_>> {
+        let until = Instant::now() + patience;
         let shared = self.all.read().unwrap_or_else(PoisonError::into_inner);
         let mut busy = self.busy();
         while !busy.insert(id.clone()) {
-            busy = self.freed.wait(busy).unwrap_or_else(PoisonError::into_inner);
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            busy = self.freed.wait_timeout(busy, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        Turn { turns: self, id: id.clone(), _shared: shared }
+        Some(Turn { turns: self, id: id.clone(), _shared: shared })
     }
 
     /// The right to work on a sandbox if nobody else does.
@@ -72,16 +78,19 @@ impl Drop for Turn<'_> {
 mod tests {
     use super::*;
 
+    const LONG: Duration = Duration::from_secs(60);
+
     #[test]
     fn a_sandbox_is_worked_on_by_one_and_all_by_nobody_else() {
         let turns = Turns::default();
         let (one, two) = (SandboxId::from_random([1; 32]), SandboxId::from_random([2; 32]));
-        let first = turns.take(&one);
+        let first = turns.take(&one, LONG);
+        assert!(first.is_some() && turns.take(&one, Duration::from_millis(20)).is_none());
         assert!(turns.try_take(&one).is_none());
         let other = turns.try_take(&two);
         assert!(other.is_some() && turns.try_all(Duration::ZERO).is_none());
         std::thread::scope(|scope| {
-            let waiter = scope.spawn(|| drop(turns.take(&one)));
+            let waiter = scope.spawn(|| drop(turns.take(&one, LONG)));
             std::thread::sleep(Duration::from_millis(20));
             assert!(!waiter.is_finished());
             drop((first, other));

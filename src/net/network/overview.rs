@@ -60,7 +60,7 @@ impl Network {
         let details = guarded(driver, || slot.driver.describe()).unwrap_or_default();
         let problem = status.err().map(|e| e.to_string());
         // Of its own accord aril does not insist on the bridge: pods have loopback alone then.
-        let is_dispensable = self.settings.driver == Choice::Auto && driver == "bridge";
+        let is_dispensable = self.settings.wanted.driver == Choice::Auto && driver == "bridge";
         let chosen = self.would_choose(driver) && (problem.is_none() || !is_dispensable);
         Overview { driver, chosen, problem, pods: self.pods_of(driver), details }
     }

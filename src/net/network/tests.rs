@@ -151,12 +151,10 @@ struct Place {
 
 fn place(driver: Choice) -> Place {
     let dir = tempfile::tempdir().unwrap();
-    let settings = Settings {
-        driver,
-        netns_dir: dir.path().join("netns"),
-        cni_config_dir: dir.path().join("net.d"),
-        ..Settings::new(dir.path().join("network"), dir.path().join("state"))
-    };
+    let mut settings = Settings::new(dir.path().join("network"), dir.path().join("state"));
+    settings.wanted.driver = driver;
+    settings.wanted.netns_dir = dir.path().join("netns");
+    settings.wanted.cni_config_dir = dir.path().join("net.d");
     Place { dir, settings }
 }
 
@@ -167,7 +165,7 @@ impl Place {
     }
 
     fn pins(&self) -> usize {
-        std::fs::read_dir(&self.settings.netns_dir).map_or(0, Iterator::count)
+        std::fs::read_dir(&self.settings.wanted.netns_dir).map_or(0, Iterator::count)
     }
 }
 
@@ -208,8 +206,8 @@ fn the_driver_is_chosen_for_each_pod_and_remembered() {
         let network = place.network(&[&bridge, &cni]);
         network.setup(request(id('a'))).await.unwrap();
         assert_eq!(network.status().await, Status { driver: "bridge", problem: None });
-        std::fs::create_dir(&place.settings.cni_config_dir).unwrap();
-        std::fs::write(place.settings.cni_config_dir.join("10-x.conflist"), b"{}").unwrap();
+        std::fs::create_dir(&place.settings.wanted.cni_config_dir).unwrap();
+        std::fs::write(place.settings.wanted.cni_config_dir.join("10-x.conflist"), b"{}").unwrap();
         assert_eq!(network.setup(request(id('b'))).await.unwrap().attachment.unwrap().driver, "cni");
         network.teardown(&id('a')).await;
         assert_eq!((bridge.calls().len(), cni.calls().len()), (2, 1));
@@ -487,10 +485,10 @@ fn an_overview_asks_each_driver_once_and_names_one_that_is_silent() {
 #[test]
 fn a_directory_is_no_cni_configuration() {
     let place = place(Choice::Auto);
-    std::fs::create_dir_all(place.settings.cni_config_dir.join("old.conf")).unwrap();
-    std::fs::write(place.settings.cni_config_dir.join("README"), b"").unwrap();
+    std::fs::create_dir_all(place.settings.wanted.cni_config_dir.join("old.conf")).unwrap();
+    std::fs::write(place.settings.wanted.cni_config_dir.join("README"), b"").unwrap();
     assert!(!place.settings.has_cni());
-    std::fs::write(place.settings.cni_config_dir.join("10-x.conf"), b"{}").unwrap();
+    std::fs::write(place.settings.wanted.cni_config_dir.join("10-x.conf"), b"{}").unwrap();
     assert!(place.settings.has_cni());
     drop(place.dir);
 }

@@ -49,6 +49,15 @@ impl Kit {
         kit
     }
 
+    /// As [`new`](Self::new), with this time for all plugins together.
+    pub fn limited(total: Duration, plugins: &[(&str, &str)]) -> Self {
+        let mut kit = Self::new(plugins);
+        let mut settings = settings(kit.dir.path(), kit.limit);
+        (settings.deadlines.total, settings.deadlines.total_of_others) = (total, total);
+        kit.driver = Cni::open(settings).unwrap();
+        kit
+    }
+
     fn make(version: &str, keys: &str, plugins: &[(&str, &str)], limit: Duration) -> Self {
         let dir = tempfile::tempdir().unwrap();
         for name in ["net.d", "bin"] {
@@ -136,7 +145,7 @@ fn settings(dir: &Path, limit: Duration) -> Settings {
     Settings {
         config_dir: dir.join("net.d"),
         plugin_dirs: vec![dir.join("bin")],
-        deadlines: Deadlines { add: limit, del: limit, check: limit, gc: limit, status: limit },
+        deadlines: Deadlines { add: limit, del: limit, check: limit, gc: limit, status: limit, ..Deadlines::default() },
         ..Settings::new(dir.join("books"))
     }
 }
