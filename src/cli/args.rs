@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use super::credentials;
+use super::events::EventsArgs;
 use super::parse;
 use super::time;
 use crate::config::{LogFormat, LogLevel};
@@ -76,6 +77,8 @@ pub enum Command {
     Attach(AttachArgs),
     /// Print what a container wrote
     Logs(LogsArgs),
+    /// Print what happens to pods and containers
+    Events(EventsArgs),
     /// Lead ports of this machine into a pod, whatever network it has, until Ctrl-C
     PortForward(PortForwardArgs),
     /// Show all that is known about containers, pods or images

@@ -12,6 +12,7 @@ mod connect;
 pub mod credentials;
 mod doctor;
 mod error;
+mod events;
 mod exec;
 mod find;
 mod foreground;
@@ -142,6 +143,7 @@ async fn act(daemon: &mut Daemon, command: &Command, output: Output) -> Result<(
         Command::Pod(PodCommand::Create(args)) => run::create_pod(daemon, args, output).await,
         Command::Ps(args) => list::ps(daemon, args, output).await,
         Command::Logs(args) => logs::logs(daemon, args).await,
+        Command::Events(args) => events::events(daemon, args, output).await,
         Command::PortForward(args) => forward::forward(daemon, args).await,
         Command::Inspect(args) => inspect::inspect(daemon, &args.names, output).await,
         Command::Start(args) => remove::start(daemon, &args.targets).await,

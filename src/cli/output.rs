@@ -35,7 +35,7 @@ impl Rows {
 }
 
 /// Control characters of a name, which a stranger may have chosen, must not reach the terminal.
-fn plain(text: String) -> String {
+pub(super) fn plain(text: String) -> String {
     if text.chars().any(char::is_control) { text.escape_debug().to_string() } else { text }
 }
 

@@ -7,8 +7,10 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
+use super::batches::Streamed;
 use super::status;
 use crate::api::cri::{ContainerEventResponse, ContainerEventType};
+use crate::api::node;
 use crate::node::{Event, EventKind, EventReader, EventsLost};
 
 /// Messages that may wait for one client: what it does not take stays in the log.
@@ -48,6 +50,19 @@ pub(super) fn follow<M: Send + 'static>(
     ReceiverStream::new(receiver)
 }
 
+/// Passes on what is kept, then ends.
+pub(super) fn kept<M: Send + 'static>(
+    mut reader: EventReader,
+    message: impl Fn(&Event) -> Option<M> + Send + 'static,
+) -> Streamed<M> {
+    let events = std::iter::from_fn(move || reader.next_kept().transpose());
+    let messages = events.filter_map(move |event| match event {
+        Ok(event) => message(&event).map(Ok),
+        Err(lost) => Some(Err(lost_status(&lost))),
+    });
+    Box::pin(tokio_stream::iter(messages))
+}
+
 fn lost_status(lost: &EventsLost) -> Status {
     Status::data_loss(lost.to_string())
 }
@@ -67,6 +82,39 @@ pub(super) fn response(event: &Event) -> ContainerEventResponse {
         pod_sandbox_status: Some(status::sandbox_status(&event.sandbox)),
         containers_statuses: event.containers.iter().map(|container| status::container_status(container)).collect(),
     }
+}
+
+/// An event for people.
+pub(super) fn summary(event: &Event) -> node::Event {
+    use node::event::Kind;
+    let pod = event.sandbox.config.metadata.clone().unwrap_or_default();
+    let mut summary = node::Event {
+        at: event.at,
+        kind: match event.kind {
+            EventKind::Created => Kind::Created,
+            EventKind::Started => Kind::Started,
+            EventKind::Stopped => Kind::Stopped,
+            EventKind::Deleted => Kind::Deleted,
+        }
+        .into(),
+        pod_sandbox_id: event.sandbox.id.to_string(),
+        pod: pod.name,
+        namespace: pod.namespace,
+        ..node::Event::default()
+    };
+    match &event.container {
+        Some(container) => {
+            let exit = status::exit(container);
+            summary.container_id = container.id.to_string();
+            summary.container = container.name().0.to_owned();
+            summary.image.clone_from(&container.image_name);
+            summary.exit_code = exit.map_or(0, |exit| exit.code);
+            summary.reason = exit.map(|exit| exit.reason.as_str().to_owned()).unwrap_or_default();
+            summary.labels.clone_from(&container.config.labels);
+        }
+        None => summary.labels.clone_from(&event.sandbox.config.labels),
+    }
+    summary
 }
 
 /// The id of what it happened to; a sandbox counts as a container here.

@@ -7,9 +7,10 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::batches::Streamed;
 use super::error::{image_store, import, invalid, status as error};
 use super::pull::PullStream;
-use super::{Service, network, session, tunnel};
+use super::{Service, events, network, session, tunnel};
 use crate::api::node::{attach_request, exec_request, tunnel_request, *};
 use crate::api::service::node::node_server::Node;
 use crate::image;
@@ -147,6 +148,18 @@ impl Node for Service {
         let (sender, receiver) = mpsc::channel(tunnel::BACKLOG);
         tokio::spawn(tunnel::serve(connection, input, sender, name));
         Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    type EventsStream = Streamed<Event>;
+
+    async fn events(&self, request: Request<EventsRequest>) -> Answer<Self::EventsStream> {
+        let EventsRequest { follow, since } = request.into_inner();
+        let reader = self.node.read_events();
+        let wanted = move |event: &node::Event| (event.at >= since).then(|| events::summary(event));
+        Ok(Response::new(match follow {
+            true => Box::pin(events::follow(reader, self.stopping.clone(), wanted)),
+            false => events::kept(reader, wanted),
+        }))
     }
 
     async fn list_networks(&self, _: Request<ListNetworksRequest>) -> Answer<ListNetworksResponse> {

@@ -87,10 +87,7 @@ pub(super) fn container_status(record: &ContainerRecord) -> cri::ContainerStatus
         reason: crate::node::state::Reason::Completed,
         message: String::new(),
     };
-    let exit = match &record.state {
-        ContainerState::Exited(exit) | ContainerState::Removing { exit: Some(exit), .. } => Some(exit),
-        _ => None,
-    };
+    let exit = exit(record);
     let Exit { started_at, finished_at, code, message, .. } = exit.unwrap_or(&none).clone();
     cri::ContainerStatus {
         id: record.id.to_string(),
@@ -115,6 +112,14 @@ pub(super) fn container_status(record: &ContainerRecord) -> cri::ContainerStatus
         image_id: record.image_id.to_string(),
         user: record.user.as_ref().map(user),
         stop_signal: stop_signal(record).into(),
+    }
+}
+
+/// How a container ended, if it has.
+pub(super) fn exit(record: &ContainerRecord) -> Option<&Exit> {
+    match &record.state {
+        ContainerState::Exited(exit) | ContainerState::Removing { exit: Some(exit), .. } => Some(exit),
+        _ => None,
     }
 }
 

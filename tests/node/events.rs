@@ -1,11 +1,14 @@
 //! `GetContainerEvents`: what happens, in order, with the pod as it was at that moment.
 
 use std::collections::HashMap;
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use aril::api::cri::{ContainerEventResponse, ContainerState, PodSandboxState};
 use nix::sys::signal::Signal;
+use serde_json::Value;
 use tonic::Code;
 
 use crate::support::events::{CREATED, DELETED, Events, STARTED, STOPPED};
@@ -207,6 +210,67 @@ fn a_reader_that_does_not_read_holds_nobody_up_and_is_told() {
     let text = read_proc(node.daemon_pid(), "status");
     let rss = text.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap().trim().trim_end_matches(" kB");
     assert!(rss.parse::<u64>().unwrap() < 100 << 10, "the daemon has {rss} KiB");
+    node.finish();
+}
+
+/// The lines of a command that must succeed.
+fn lines(node: &TestNode, arguments: &[&str]) -> Vec<String> {
+    let output = node.aril(arguments.iter().copied()).output().expect("run aril");
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_person_reads_what_happened() {
+    let node = TestNode::start();
+    assert!(lines(&node, &["events"]).is_empty());
+    let pod = node.pod("web").host_network().run();
+    let container = pod.container(["sh", "-c", "exit 3"]).with(|c| c.metadata.as_mut().unwrap().name = "app".into());
+    let container = container.with(|c| drop(c.labels.insert("tier".into(), "front".into()))).run();
+    container.wait_exited();
+
+    let all = lines(&node, &["events"]);
+    let words = |line: &str| line.split_once('Z').unwrap().1.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let (p, c) = (format!("({})", &pod.id[..12]), format!("({})", &container.id[..12]));
+    assert_eq!(words(&all[0]), ["pod", "created", "web", &p]);
+    assert_eq!(words(&all[2]), ["container", "created", "web/app", &c, "image=probe"]);
+    let ended = ["container", "stopped", "web/app", &c, "image=probe", "exit_code=3", "reason=Error"];
+    assert_eq!(words(&all[4]), ended);
+    assert!(all.len() == 5 && all.iter().all(|line| !line.contains('\x1b')), "{all:?}");
+
+    let of = |arguments: &[&str]| lines(&node, &[&["events"], arguments].concat()).len();
+    assert_eq!(of(&["--filter", "event=started"]), 2);
+    assert_eq!(of(&["--filter", "event=started", "--filter", "event=created", "--filter", "type=pod"]), 2);
+    assert_eq!(of(&["--filter", "label=tier=front"]), 3);
+    assert_eq!(of(&["--since", "2100-01-01T00:00:00Z"]), 0);
+    assert_eq!(of(&["--since", "1h"]), 5);
+    let refused = node.aril(["events", "--filter", "colour=red"]).output().unwrap();
+    assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+
+    let objects = lines(&node, &["events", "-o", "json"]);
+    let objects: Vec<Value> =
+        objects.iter().map(|line| serde_json::from_str(line).expect("an object a line")).collect();
+    assert_eq!((&objects[4]["event"], &objects[4]["exit_code"]), (&"stopped".into(), &3.into()));
+    assert_eq!(objects[4]["container"]["id"], container.id);
+    assert!(objects.windows(2).all(|pair| pair[0]["time_nano"].as_i64() < pair[1]["time_nano"].as_i64()));
+    node.finish();
+}
+
+#[test]
+fn a_person_follows_what_happens() {
+    let node = TestNode::start();
+    let pod = node.pod("web").host_network().run();
+    let mut command = node.aril(["events", "-f", "--filter", "event=stopped"]);
+    let mut following = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut told = BufReader::new(following.stdout.take().unwrap()).lines();
+    let container = pod.run(["true"]);
+    let line = told.next().unwrap().unwrap();
+    assert!(line.contains(&container.id[..12]) && line.ends_with("exit_code=0 reason=Completed"), "{line}");
+    assert!(node.stop_daemon().success());
+    assert!(told.next().is_none());
+    let output = following.wait_with_output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(1) && error.contains("the daemon ends"), "{error}");
     node.finish();
 }
 
