@@ -14,25 +14,29 @@ const LONGEST: usize = 1 << 20;
 
 /// Where a container wrote something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stream {
+#[allow(missing_docs)]
+pub enum Stream {
     Stdout,
     Stderr,
 }
 
 /// One line of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Entry<'a> {
-    /// RFC 3339, as written.
-    pub(super) time: &'a str,
-    pub(super) stream: Stream,
+pub struct Entry<'a> {
+    /// RFC 3339, as written; empty if this is no entry.
+    pub time: &'a str,
+    /// Where it was written.
+    pub stream: Stream,
     /// Whether a line ends here.
-    pub(super) ends: bool,
-    pub(super) bytes: &'a [u8],
+    pub ends: bool,
+    /// What was written, without the line's end.
+    pub bytes: &'a [u8],
 }
 
 impl<'a> Entry<'a> {
     /// `line` without its newline. What is no entry, because something else wrote into the file, is output itself.
-    pub(super) fn parse(line: &'a [u8]) -> Self {
+    #[must_use]
+    pub fn parse(line: &'a [u8]) -> Self {
         Self::well_formed(line).unwrap_or(Self { time: "", stream: Stream::Stdout, ends: true, bytes: line })
     }
 
@@ -56,7 +60,7 @@ impl<'a> Entry<'a> {
 
 /// An open log and the place reached in it.
 #[derive(Debug)]
-pub(super) struct LogFile {
+pub struct LogFile {
     path: PathBuf,
     file: File,
     /// Of the first byte in `pending`.
@@ -65,15 +69,19 @@ pub(super) struct LogFile {
 }
 
 impl LogFile {
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
+    /// From its beginning.
+    ///
+    /// # Errors
+    /// As open(2).
+    pub fn open(path: &Path) -> io::Result<Self> {
         Ok(Self { path: path.to_owned(), file: File::open(path)?, offset: 0, pending: Vec::new() })
     }
 
     /// Hands every whole line there is now to `each`, with its offset. `each` may stop it with an error.
-    pub(super) fn read<E: From<io::Error>>(
-        &mut self,
-        mut each: impl FnMut(u64, Entry<'_>) -> Result<(), E>,
-    ) -> Result<(), E> {
+    ///
+    /// # Errors
+    /// As read(2), and those of `each`.
+    pub fn read<E: From<io::Error>>(&mut self, mut each: impl FnMut(u64, Entry<'_>) -> Result<(), E>) -> Result<(), E> {
         let mut chunk = vec![0; 1 << 16];
         loop {
             let count = match self.file.read(&mut chunk) {
@@ -102,25 +110,59 @@ impl LogFile {
         Ok(())
     }
 
-    /// After all was read: whether the file was replaced or truncated, and reading has begun anew.
-    pub(super) fn rotated(&mut self) -> io::Result<bool> {
+    /// Goes on in the file that has its name now, if that is another or is shorter than it was; tells whether it is.
+    /// What the old one still had is handed to `each` first. Then there is more to [`read`](Self::read).
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn follow<E: From<io::Error>>(&mut self, each: impl FnMut(u64, Entry<'_>) -> Result<(), E>) -> Result<bool, E> {
         let mine = self.file.metadata()?;
         if mine.len() < self.offset {
             self.seek(0)?;
             return Ok(true);
         }
-        match std::fs::metadata(&self.path) {
-            Ok(there) if (there.dev(), there.ino()) != (mine.dev(), mine.ino()) => {
-                *self = Self::open(&self.path)?;
-                Ok(true)
-            }
+        let file = match File::open(&self.path) {
+            Ok(file) => file,
             // Between the renaming and the reopening there is no file of that name.
-            _ => Ok(false),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(e) => return Err(e.into()),
+        };
+        let there = file.metadata()?;
+        if (there.dev(), there.ino()) == (mine.dev(), mine.ino()) {
+            return Ok(false);
         }
+        // Whoever made the new file writes to it alone: nothing is added to the old one any more.
+        self.read(each)?;
+        *self = Self { path: std::mem::take(&mut self.path), file, offset: 0, pending: Vec::new() };
+        Ok(true)
+    }
+
+    /// Goes to where the last `count` lines begin that are wanted; tells which streams have a line open there that
+    /// began before.
+    ///
+    /// # Errors
+    /// As read(2).
+    pub fn tail(&mut self, count: usize, wanted: impl Fn(&Entry<'_>) -> bool) -> io::Result<Open> {
+        let mut begins = VecDeque::new();
+        let mut open = Open::default();
+        self.seek(0)?;
+        self.read(|offset, entry| {
+            let before = open.clone();
+            if open.begins(&entry) && wanted(&entry) {
+                begins.push_back((offset, before));
+                if begins.len() > count {
+                    begins.pop_front();
+                }
+            }
+            Ok::<(), io::Error>(())
+        })?;
+        let (offset, open) = begins.pop_front().unwrap_or((self.offset, open));
+        self.seek(offset)?;
+        Ok(open)
     }
 
     /// Goes on at `offset`, the beginning of a line.
-    pub(super) fn seek(&mut self, offset: u64) -> io::Result<()> {
+    fn seek(&mut self, offset: u64) -> io::Result<()> {
         self.file.seek(SeekFrom::Start(offset))?;
         self.offset = offset;
         self.pending.clear();
@@ -129,32 +171,15 @@ impl LogFile {
 }
 
 /// For each stream whether its last entry left a line open.
-#[derive(Debug, Default)]
-pub(super) struct Open([bool; 2]);
+#[derive(Debug, Default, Clone)]
+pub struct Open([bool; 2]);
 
 impl Open {
     /// Takes note of an entry; tells whether it begins a line.
-    pub(super) fn begins(&mut self, entry: &Entry<'_>) -> bool {
+    pub fn begins(&mut self, entry: &Entry<'_>) -> bool {
         let open = &mut self.0[usize::from(entry.stream == Stream::Stderr)];
         !std::mem::replace(open, !entry.ends)
     }
-}
-
-/// Where the last `count` lines begin that are wanted.
-pub(super) fn tail_offset(path: &Path, count: usize, wanted: impl Fn(&Entry<'_>) -> bool) -> io::Result<u64> {
-    let mut begins = VecDeque::new();
-    let mut open = Open::default();
-    let mut log = LogFile::open(path)?;
-    log.read(|offset, entry| {
-        if open.begins(&entry) && wanted(&entry) {
-            begins.push_back(offset);
-            if begins.len() > count {
-                begins.pop_front();
-            }
-        }
-        Ok::<(), io::Error>(())
-    })?;
-    Ok(begins.front().copied().unwrap_or(log.offset))
 }
 
 #[cfg(test)]
@@ -172,6 +197,15 @@ mod tests {
         })
         .unwrap();
         all
+    }
+
+    fn follow(log: &mut LogFile) -> (bool, Vec<String>) {
+        let mut rest = Vec::new();
+        let rotated = log.follow(|_, e| {
+            rest.push(String::from_utf8_lossy(e.bytes).into_owned());
+            Ok::<(), io::Error>(())
+        });
+        (rotated.unwrap(), rest)
     }
 
     #[test]
@@ -198,7 +232,7 @@ mod tests {
         assert_eq!(text(&mut log), [(Stream::Stdout, true, "one".into())]);
         writeln!(file, "ut F two").unwrap();
         assert_eq!(text(&mut log), [(Stream::Stdout, true, "two".into())]);
-        assert!(!log.rotated().unwrap());
+        assert_eq!(follow(&mut log), (false, vec![]));
     }
 
     #[test]
@@ -208,13 +242,17 @@ mod tests {
         std::fs::write(&path, format!("{T} stdout F one\n")).unwrap();
         let mut log = LogFile::open(&path).unwrap();
         assert_eq!(text(&mut log).len(), 1);
-        std::fs::rename(&path, dir.path().join("log.1")).unwrap();
-        assert!(!log.rotated().unwrap());
+        let old = dir.path().join("log.1");
+        std::fs::rename(&path, &old).unwrap();
+        assert_eq!(follow(&mut log), (false, vec![]));
+        // Written between the last look and the reopening.
+        let mut writer = File::options().append(true).open(&old).unwrap();
+        writeln!(writer, "{T} stdout F last of the old").unwrap();
         std::fs::write(&path, format!("{T} stdout F two\n")).unwrap();
-        assert!(log.rotated().unwrap());
+        assert_eq!(follow(&mut log), (true, vec!["last of the old".into()]));
         assert_eq!(text(&mut log), [(Stream::Stdout, true, "two".into())]);
         File::create(&path).unwrap();
-        assert!(log.rotated().unwrap());
+        assert_eq!(follow(&mut log), (true, vec![]));
         assert_eq!(text(&mut log), []);
     }
 
@@ -227,11 +265,13 @@ mod tests {
         std::fs::write(&path, lines).unwrap();
         let rest = |count| {
             let mut log = LogFile::open(&path).unwrap();
-            log.seek(tail_offset(&path, count, |_| true).unwrap()).unwrap();
+            let open = log.tail(count, |_| true).unwrap();
+            assert_eq!(open.0, [count == 2, false], "{count}");
             text(&mut log).into_iter().map(|(_, _, t)| t).collect::<Vec<_>>()
         };
         assert_eq!(rest(0), Vec::<String>::new());
         assert_eq!(rest(1), ["three"]);
+        assert_eq!(rest(2), ["err", "o", "three"]);
         assert_eq!(rest(3), ["tw", "err", "o", "three"]);
         assert_eq!(rest(9).len(), 5);
     }

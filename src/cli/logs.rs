@@ -8,7 +8,7 @@ use super::args::LogsArgs;
 use super::connect::Daemon;
 use super::error::CliError;
 use super::find::Objects;
-use super::logfile::{Entry, LogFile, Open, Stream, tail_offset};
+use super::logfile::{Entry, LogFile, Open, Stream};
 use super::output;
 use super::time;
 use crate::api::cri;
@@ -27,8 +27,7 @@ pub(super) async fn logs(daemon: &mut Daemon, args: &LogsArgs) -> Result<(), Cli
     let mut printer = Printer::new(args);
     let mut log = LogFile::open(&path).map_err(opening)?;
     if let Some(count) = args.tail {
-        let offset = tail_offset(&path, count, |e| printer.wants(e)).map_err(opening)?;
-        log.seek(offset).map_err(opening)?;
+        printer.open = log.tail(count, |e| printer.is_young(e)).map_err(opening)?;
     }
     print_all(&mut log, &mut printer)?;
     if args.follow { follow(daemon, &id, &mut log, &mut printer).await } else { Ok(()) }
@@ -44,7 +43,7 @@ async fn follow(daemon: &mut Daemon, id: &str, log: &mut LogFile, printer: &mut 
         // Asked before the last look at the file, so that nothing is written after it.
         let ended = asked && has_ended(daemon, id).await?;
         print_all(log, printer)?;
-        if log.rotated().map_err(|e| CliError::io("open the rotated log", e))? {
+        if log.follow(|_, entry| printer.print(&entry))? {
             print_all(log, printer)?;
         }
         if ended {
@@ -92,33 +91,42 @@ struct Printer {
     since: Option<i64>,
     timestamps: bool,
     open: Open,
+    /// For each stream whether its last line that began is wanted; of those before the first nothing is.
+    wanted: [bool; 2],
 }
 
 impl Printer {
     fn new(args: &LogsArgs) -> Self {
         let since = args.since.map(|since| since.point(time::now()));
-        Self { since, timestamps: args.timestamps, open: Open::default() }
+        Self { since, timestamps: args.timestamps, open: Open::default(), wanted: [false; 2] }
     }
 
-    fn wants(&self, entry: &Entry<'_>) -> bool {
+    fn is_young(&self, entry: &Entry<'_>) -> bool {
         // What carries no time cannot be left out by it.
         self.since.is_none_or(|since| time::parse(entry.time).is_none_or(|at| at >= since))
     }
 
     fn print(&mut self, entry: &Entry<'_>) -> Result<(), CliError> {
-        if !self.wants(entry) {
-            return Ok(());
-        }
         let bytes = self.format(entry);
         match entry.stream {
+            _ if bytes.is_empty() => Ok(()),
             Stream::Stdout => output::write(&mut io::stdout().lock(), &bytes),
             Stream::Stderr => output::write(&mut io::stderr().lock(), &bytes),
         }
     }
 
+    /// What is printed of an entry: its line is, as a whole, or is not.
     fn format(&mut self, entry: &Entry<'_>) -> Vec<u8> {
+        let begins = self.open.begins(entry);
+        let stream = usize::from(entry.stream == Stream::Stderr);
+        if begins {
+            self.wanted[stream] = self.is_young(entry);
+        }
+        if !self.wanted[stream] {
+            return Vec::new();
+        }
         let mut bytes = Vec::with_capacity(entry.bytes.len() + entry.time.len() + 2);
-        if self.open.begins(entry) && self.timestamps && !entry.time.is_empty() {
+        if begins && self.timestamps && !entry.time.is_empty() {
             bytes.extend_from_slice(entry.time.as_bytes());
             bytes.push(b' ');
         }
@@ -135,7 +143,7 @@ mod tests {
     use super::*;
 
     fn printer(since: Option<i64>, timestamps: bool) -> Printer {
-        Printer { since, timestamps, open: Open::default() }
+        Printer { since, timestamps, open: Open::default(), wanted: [false; 2] }
     }
 
     #[test]
@@ -149,11 +157,22 @@ mod tests {
     }
 
     #[test]
-    fn older_entries_are_left_out() {
-        let printer = printer(time::parse("2026-01-01T00:00:02Z"), false);
-        assert!(!printer.wants(&Entry::parse(b"2026-01-01T00:00:01Z stdout F a")));
-        assert!(printer.wants(&Entry::parse(b"2026-01-01T00:00:02Z stdout F a")));
-        assert!(printer.wants(&Entry::parse(b"something else")));
+    fn lines_are_left_out_as_they_began() {
+        let mut printer = printer(time::parse("2026-01-01T00:00:02Z"), false);
+        let mut shown = |lines: &[&str]| -> String {
+            let text: Vec<u8> = lines.iter().flat_map(|l| printer.format(&Entry::parse(l.as_bytes()))).collect();
+            String::from_utf8(text).unwrap()
+        };
+        assert_eq!(shown(&["2026-01-01T00:00:01Z stdout F a", "2026-01-01T00:00:02Z stdout F b"]), "b\n");
+        assert_eq!(shown(&["something else"]), "something else\n");
+        let parts =
+            ["2026-01-01T00:00:01Z stdout P c", "2026-01-01T00:00:03Z stderr P d", "2026-01-01T00:00:03Z stdout F e"];
+        assert_eq!(shown(&parts), "d");
+        // Its beginning lies before where printing begins.
+        printer = self::printer(None, true);
+        printer.open.begins(&Entry::parse(b"2026-01-01T00:00:01Z stdout P c"));
+        assert!(printer.format(&Entry::parse(b"2026-01-01T00:00:03Z stdout F e")).is_empty());
+        assert_eq!(printer.format(&Entry::parse(b"2026Z T stdout F e")), b"2026Z T stdout F e\n");
     }
 
     #[test]

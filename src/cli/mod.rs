@@ -20,7 +20,7 @@ mod forward;
 mod image;
 mod inspect;
 mod list;
-mod logfile;
+pub mod logfile;
 mod login;
 mod logs;
 mod network;
