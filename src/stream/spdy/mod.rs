@@ -11,6 +11,7 @@ mod frame;
 mod header;
 mod window;
 
+pub use self::dictionary::DICTIONARY;
 pub use self::frame::{Decoder, Frame, data_head, go_away, ping, reset, settings, status, window_update};
 pub use self::header::{Deflater, Headers, Inflater, value};
 pub use self::window::Windows;
