@@ -16,7 +16,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("id", &[]),
     ("image", &["api", "disk", "id", "observe", "sys"]),
     ("net", &["disk", "id", "observe", "settings", "sys"]),
-    ("node", &["api", "compile", "disk", "id", "image", "net", "observe", "plan", "stream", "wire"]),
+    ("node", &["api", "compile", "disk", "id", "image", "net", "observe", "plan", "runtime", "stream", "wire"]),
     ("observe", &[]),
     ("oci", &["compile", "disk", "id", "plan", "runtime", "sys"]),
     ("plan", &[]),

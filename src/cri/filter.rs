@@ -25,6 +25,20 @@ pub(super) fn container(filter: Option<&cri::ContainerFilter>, record: &Containe
     })
 }
 
+/// Whether a sandbox's numbers are wanted. An id may be the beginning of one.
+pub(super) fn sandbox_stats(filter: Option<&cri::PodSandboxStatsFilter>, record: &SandboxRecord) -> bool {
+    filter.is_none_or(|f| record.id.as_str().starts_with(&f.id) && has_labels(&record.config.labels, &f.label_selector))
+}
+
+/// Whether a container's numbers are wanted. Ids may be the beginnings of some.
+pub(super) fn container_stats(filter: Option<&cri::ContainerStatsFilter>, record: &ContainerRecord) -> bool {
+    filter.is_none_or(|f| {
+        record.id.as_str().starts_with(&f.id)
+            && record.sandbox.as_str().starts_with(&f.pod_sandbox_id)
+            && has_labels(&record.config.labels, &f.label_selector)
+    })
+}
+
 fn has_labels(labels: &BTreeMap<String, String>, selector: &BTreeMap<String, String>) -> bool {
     selector.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
@@ -65,6 +79,30 @@ mod tests {
         ] {
             assert!(!container(Some(&wrong), &record), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn numbers_are_filtered_like_lists() {
+        let record = container_record();
+        let filter = |id: &str, sandbox: &str, app: &str| cri::ContainerStatsFilter {
+            id: id.to_owned(),
+            pod_sandbox_id: sandbox.to_owned(),
+            label_selector: [("app".to_owned(), app.to_owned())].into(),
+        };
+        assert!(container_stats(None, &record) && container_stats(Some(&Default::default()), &record));
+        assert!(container_stats(Some(&filter(&record.id.as_str()[..5], record.sandbox.as_str(), "web")), &record));
+        for wrong in [filter("zz", "", "web"), filter("", "zz", "web"), filter("", "", "db")] {
+            assert!(!container_stats(Some(&wrong), &record), "{wrong:?}");
+        }
+        let record = sandbox_record();
+        let filter = |id: &str, app: &str| cri::PodSandboxStatsFilter {
+            id: id.to_owned(),
+            label_selector: [("app".to_owned(), app.to_owned())].into(),
+        };
+        assert!(sandbox_stats(None, &record) && sandbox_stats(Some(&filter(&record.id.as_str()[..5], "web")), &record));
+        assert!(
+            !sandbox_stats(Some(&filter("zz", "web")), &record) && !sandbox_stats(Some(&filter("", "db")), &record)
+        );
     }
 
     #[test]

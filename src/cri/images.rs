@@ -5,8 +5,8 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use super::batches::{self, Streamed};
-use super::error::{image_store, invalid};
-use super::{Service, info};
+use super::error::{image_store, invalid, status as error};
+use super::{Service, info, stats};
 use crate::api::cri::{self, *};
 use crate::api::service::cri::image_service_server::ImageService;
 use crate::image;
@@ -54,9 +54,10 @@ impl ImageService for Service {
             inodes_used: Some(UInt64Value { value: usage.inodes_used }),
         };
         // Images and writable layers are on one filesystem, which is what kubelet compares.
+        let written = self.node.written().await.map_err(|e| error(&e))?;
         Ok(Response::new(ImageFsInfoResponse {
-            image_filesystems: vec![filesystem.clone()],
-            container_filesystems: vec![filesystem],
+            image_filesystems: vec![filesystem],
+            container_filesystems: vec![stats::filesystem(written, &usage.mountpoint)],
         }))
     }
 

@@ -22,6 +22,7 @@ mod pull;
 mod runtime;
 mod server;
 mod session;
+mod stats;
 mod status;
 mod streaming;
 mod tunnel;

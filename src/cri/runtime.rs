@@ -6,7 +6,7 @@ use tonic::{Request, Response, Status};
 
 use super::batches::{self, Streamed};
 use super::error::{invalid, status as error, unimplemented};
-use super::{MESSAGE_LIMIT_BYTES, Service, events, filter, info, status};
+use super::{MESSAGE_LIMIT_BYTES, Service, events, filter, info, stats, status};
 use crate::api::cri::*;
 use crate::api::service::cri::runtime_service_server::RuntimeService;
 use crate::node::{ExecOutput, recursive_read_only};
@@ -206,23 +206,30 @@ impl RuntimeService for Service {
         Ok(Response::new(PortForwardResponse { url }))
     }
 
-    async fn container_stats(&self, _: Request<ContainerStatsRequest>) -> Answer<ContainerStatsResponse> {
-        Err(unimplemented("ContainerStats"))
+    async fn container_stats(&self, request: Request<ContainerStatsRequest>) -> Answer<ContainerStatsResponse> {
+        let numbers = self.node.container_numbers(&request.get_ref().container_id).await.map_err(|e| error(&e))?;
+        Ok(Response::new(ContainerStatsResponse { stats: Some(stats::container(&numbers, self.root())) }))
     }
 
-    async fn list_container_stats(&self, _: Request<ListContainerStatsRequest>) -> Answer<ListContainerStatsResponse> {
-        Err(unimplemented("ListContainerStats"))
+    async fn list_container_stats(
+        &self,
+        request: Request<ListContainerStatsRequest>,
+    ) -> Answer<ListContainerStatsResponse> {
+        let stats = self.stats_of_containers(request.get_ref().filter.as_ref()).await?;
+        Ok(Response::new(ListContainerStatsResponse { stats }))
     }
 
-    async fn pod_sandbox_stats(&self, _: Request<PodSandboxStatsRequest>) -> Answer<PodSandboxStatsResponse> {
-        Err(unimplemented("PodSandboxStats"))
+    async fn pod_sandbox_stats(&self, request: Request<PodSandboxStatsRequest>) -> Answer<PodSandboxStatsResponse> {
+        let numbers = self.node.pod_numbers(&request.get_ref().pod_sandbox_id).await.map_err(|e| error(&e))?;
+        Ok(Response::new(PodSandboxStatsResponse { stats: Some(stats::sandbox(&numbers, self.root())) }))
     }
 
     async fn list_pod_sandbox_stats(
         &self,
-        _: Request<ListPodSandboxStatsRequest>,
+        request: Request<ListPodSandboxStatsRequest>,
     ) -> Answer<ListPodSandboxStatsResponse> {
-        Err(unimplemented("ListPodSandboxStats"))
+        let stats = self.stats_of_pods(request.get_ref().filter.as_ref()).await?;
+        Ok(Response::new(ListPodSandboxStatsResponse { stats }))
     }
 
     async fn checkpoint_container(
@@ -282,18 +289,24 @@ impl RuntimeService for Service {
 
     async fn stream_container_stats(
         &self,
-        _: Request<StreamContainerStatsRequest>,
+        request: Request<StreamContainerStatsRequest>,
     ) -> Answer<Self::StreamContainerStatsStream> {
-        Err(unimplemented("StreamContainerStats"))
+        let stats = self.stats_of_containers(request.get_ref().filter.as_ref()).await?;
+        Ok(Response::new(batches::stream(stats.into_iter(), |container_stats| StreamContainerStatsResponse {
+            container_stats,
+        })))
     }
 
     type StreamPodSandboxStatsStream = Streamed<StreamPodSandboxStatsResponse>;
 
     async fn stream_pod_sandbox_stats(
         &self,
-        _: Request<StreamPodSandboxStatsRequest>,
+        request: Request<StreamPodSandboxStatsRequest>,
     ) -> Answer<Self::StreamPodSandboxStatsStream> {
-        Err(unimplemented("StreamPodSandboxStats"))
+        let stats = self.stats_of_pods(request.get_ref().filter.as_ref()).await?;
+        Ok(Response::new(batches::stream(stats.into_iter(), |pod_sandbox_stats| StreamPodSandboxStatsResponse {
+            pod_sandbox_stats,
+        })))
     }
 
     type StreamPodSandboxMetricsStream = Streamed<StreamPodSandboxMetricsResponse>;

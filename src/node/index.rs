@@ -221,6 +221,16 @@ impl Index {
         find("containers", id, maps.containers.iter().map(|(id, c)| (id.as_str(), c))).map(Option::<&Arc<_>>::cloned)
     }
 
+    /// Whether a sandbox is known, shown or not.
+    pub fn has_sandbox(&self, id: &SandboxId) -> bool {
+        self.read().pods.contains_key(id)
+    }
+
+    /// Whether a container is shown.
+    pub fn has_container(&self, id: &ContainerId) -> bool {
+        self.read().containers.contains_key(id)
+    }
+
     /// Where a pod takes its commands.
     pub fn commands(&self, id: &SandboxId) -> Option<mpsc::UnboundedSender<Command>> {
         self.read().pods.get(id).map(|pod| pod.commands.clone())

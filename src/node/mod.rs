@@ -19,6 +19,7 @@
 //! - A pod's state is changed by that pod's task alone ([`pod`]); lists read [`index`] and wait for nobody.
 //! - A caller that goes away cancels nothing; a repeated request joins the one under way.
 //! - After a restart, records and shims are brought together again ([`recover`]).
+//! - What pods use is read by threads that may hang, and is part of no record ([`stats`]).
 //!
 //! Follows CRI v1, RuntimeService.
 
@@ -40,6 +41,7 @@ mod resources;
 mod settings;
 pub mod spec;
 pub mod state;
+mod stats;
 mod store;
 mod usage;
 
@@ -57,6 +59,7 @@ pub use self::machine::{cgroup_version, recursive_read_only};
 pub use self::pod::chain;
 pub use self::record::{ContainerRecord, SandboxRecord, Step, User};
 pub use self::settings::Settings;
+pub use self::stats::{ContainerNumbers, Counted, Interface, PodNumbers, Pressure, Stall, Usage, Written};
 pub use self::store::StoreError;
 pub use self::usage::{ContainerUsage, ImageUsage};
 // Part of what node gives and takes, so that those above need not know the wire.
@@ -89,6 +92,7 @@ pub struct Node {
     work: Arc<()>,
     /// Containers that run and of which nothing is known any more.
     forlorn: Mutex<BTreeSet<ContainerId>>,
+    stats: stats::Stats,
 }
 
 impl Node {
@@ -125,6 +129,7 @@ impl Node {
             exec_memory: capture::Budget::default(),
             work: Arc::default(),
             forlorn: Mutex::default(),
+            stats: stats::Stats::open(),
         });
         recover::recover(&node).await?;
         tokio::spawn(Arc::clone(&node.network).attend());

@@ -1,27 +1,16 @@
 //! What images and containers occupy, and who uses which image: for people who look for space.
 //!
 //! What a container wrote is counted by walking its writable layer, so this is nothing for every second; kubelet's
-//! figures come from the store's books.
+//! figures come from the store's books and from what [`super::stats`] counted before.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::CString;
-use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::sync::Arc;
-
-use nix::dir::Dir;
-use nix::fcntl::{AtFlags, OFlag, open, openat};
-use nix::sys::stat::{Mode, SFlag, fstatat};
 
 use super::Node;
 use super::record::ContainerRecord;
+use super::stats::occupied;
 use crate::id::{ContainerId, Digest};
 use crate::image::Image;
-
-const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
-
-/// Directories inside each other that are counted; each takes a descriptor.
-const DEPTH: usize = 200;
 
 /// One image's part.
 #[derive(Debug)]
@@ -56,7 +45,7 @@ impl Node {
         let containers = self.containers();
         let images = image_usage(&self.images.list(), &containers, |key| self.images.layer_bytes(key));
         let written = |record: Arc<ContainerRecord>| {
-            let written_bytes = written(&self.settings.container(&record.id).join("upper"));
+            let written_bytes = occupied(&self.settings.container(&record.id).join("upper")).bytes;
             ContainerUsage { record, written_bytes }
         };
         (images, containers.into_iter().map(written).collect())
@@ -91,49 +80,8 @@ fn image_usage(
     images.iter().map(usage).collect()
 }
 
-/// Bytes below a directory that a container may be writing in: no link is followed, what vanishes is passed over.
-fn written(top: &Path) -> u64 {
-    let Ok(top) = open(top, DIRECTORY, Mode::empty()) else { return 0 };
-    let mut linked = BTreeSet::new();
-    let mut bytes = 0;
-    let entered = |dir: OwnedFd| {
-        let names = names(&dir);
-        (dir, names)
-    };
-    let mut open_dirs = vec![entered(top)];
-    while let Some((dir, names)) = open_dirs.last_mut() {
-        let Some(name) = names.pop() else {
-            open_dirs.pop();
-            continue;
-        };
-        let Ok(stat) = fstatat(&*dir, name.as_c_str(), AtFlags::AT_SYMLINK_NOFOLLOW) else { continue };
-        let is_dir = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR;
-        if is_dir || stat.st_nlink < 2 || linked.insert(stat.st_ino) {
-            bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
-        }
-        let sub = (is_dir && open_dirs.len() < DEPTH).then(|| {
-            let (dir, _) = open_dirs.last()?;
-            openat(dir, name.as_c_str(), DIRECTORY, Mode::empty()).ok()
-        });
-        if let Some(sub) = sub.flatten() {
-            open_dirs.push(entered(sub));
-        }
-    }
-    bytes
-}
-
-fn names(dir: &OwnedFd) -> Vec<CString> {
-    let Ok(again) = openat(dir, c".", DIRECTORY, Mode::empty()) else { return Vec::new() };
-    let Ok(mut dir) = Dir::from_fd(again) else { return Vec::new() };
-    let names = dir.iter().filter_map(|entry| Some(entry.ok()?.file_name().to_owned()));
-    names.filter(|name| name.as_c_str() != c"." && name.as_c_str() != c"..").collect()
-}
-
 #[cfg(test)]
 mod tests {
-    use std::fs;
-    use std::os::unix::fs::symlink;
-
     use super::super::record::tests::container;
     use super::*;
     use crate::node::record::ImageVolume;
@@ -158,20 +106,5 @@ mod tests {
         assert_eq!(usage.iter().map(|u| u.own_bytes).collect::<Vec<_>>(), [4, 4, 5]);
         // Made of the first, and with the third as a volume.
         assert_eq!(usage.iter().map(|u| u.containers.len()).collect::<Vec<_>>(), [1, 0, 1]);
-    }
-
-    #[test]
-    fn written_files_are_counted_once_and_links_not_followed() {
-        let dir = tempfile::tempdir().unwrap();
-        let top = dir.path().join("upper");
-        fs::create_dir_all(top.join("a/b")).unwrap();
-        let before = written(&top);
-        fs::write(top.join("a/b/file"), vec![1; 100_000]).unwrap();
-        let after = written(&top);
-        assert!((100_000..200_000).contains(&(after - before)), "{before} {after}");
-        fs::hard_link(top.join("a/b/file"), top.join("again")).unwrap();
-        symlink("/usr", top.join("out")).unwrap();
-        assert!(written(&top) - after < 10_000);
-        assert_eq!(written(&dir.path().join("absent")), 0);
     }
 }

@@ -40,6 +40,7 @@ mod restart;
 mod security;
 mod sick;
 mod speed;
+mod stats;
 mod streaming;
 mod stress;
 mod wire;

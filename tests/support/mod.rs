@@ -20,6 +20,7 @@ mod node;
 mod pod;
 pub mod registry;
 mod residue;
+pub mod stats;
 pub mod streams;
 mod token_server;
 

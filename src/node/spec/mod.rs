@@ -30,7 +30,7 @@ pub use network::network;
 use nix::errno::Errno;
 pub use process::{exec_process, exec_session};
 pub use resource::update;
-pub use sandbox::{host_network, sandbox_plan};
+pub use sandbox::{cgroup_parent, host_network, sandbox_plan};
 pub use signal::{image_signal, signal_number};
 
 use crate::api::cri;

@@ -59,7 +59,10 @@ pub fn sandbox_plan(
 }
 
 /// The cgroup below which all of the pod's cgroups are, without a slash at the end.
-pub(super) fn cgroup_parent(config: &cri::PodSandboxConfig, defaults: &Defaults) -> Result<String, SpecError> {
+///
+/// # Errors
+/// [`SpecError::Invalid`] if what was asked for is no path of a cgroup.
+pub fn cgroup_parent(config: &cri::PodSandboxConfig, defaults: &Defaults) -> Result<String, SpecError> {
     const FIELD: &str = "linux.cgroup_parent";
     let asked = config.linux.as_ref().map_or("", |l| l.cgroup_parent.as_str());
     if asked.is_empty() {

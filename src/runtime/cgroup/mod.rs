@@ -42,7 +42,7 @@ pub use detect::{Hierarchies, Hierarchy, Mounted, Version};
 pub use entry::Entry;
 pub use error::CgroupError;
 pub use record::{SWEEP_PATIENCE, sweep};
-pub use stats::{Meter, Usage};
+pub use stats::{Pressure, Reader, Stall, Usage};
 
 use path::CgroupPath;
 

@@ -564,18 +564,19 @@ fn beside_v1_a_parent_with_processes_costs_only_the_v2_limits() {
 }
 
 #[test]
-fn a_meter_follows_its_cgroup() {
+fn a_reader_follows_its_cgroup() {
     let bench = Bench::new("meter");
     let cgroup = bench.create("/ctr");
     cgroup.apply(&limits(|r| r.memory_limit_bytes = Some(256 << 20))).unwrap();
-    let meter = cgroup.meter();
-    let before = meter.read();
+    let mut reader = cgroup.hierarchies().reader();
+    let mut read = || reader.usage(cgroup.path(), true);
+    let before = read().unwrap();
     assert_eq!((before.tasks, before.limit_bytes), (Some(0), Some(256 << 20)));
     let script = "x=$(head -c 20000000 /dev/zero | tr '\\0' x); echo; read -r y; echo ${#x}";
     let mut child = inside(&cgroup, &["/bin/sh", "-c", script]);
     let mut out = child.stdout.take().unwrap();
     std::io::Read::read_exact(&mut out, &mut [0]).unwrap();
-    let during = meter.read();
+    let during = read().unwrap();
     assert!(during.rss_bytes.unwrap() > 10 << 20, "{during:?}");
     assert!(during.working_set_bytes.unwrap() > 10 << 20, "{during:?}");
     assert!(during.memory_bytes >= during.working_set_bytes, "{during:?}");
@@ -585,5 +586,5 @@ fn a_meter_follows_its_cgroup() {
     drop(child.stdin.take());
     child.wait().unwrap();
     remove_soon(&cgroup);
-    assert_eq!(meter.read(), Usage::default());
+    assert_eq!(read(), None);
 }
