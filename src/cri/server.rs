@@ -3,20 +3,30 @@
 //! Not tonic's own. That one answers `CANCELLED` where a client's time has passed, and where it is told to end it waits
 //! for clients that only keep a connection open. Requests are still taken apart and routed by tonic.
 //!
+//! There are [`CONNECTIONS`] at most. For one more the oldest without a request is ended, as at the daemon's end; gRPC's
+//! clients make a new one with their next request. Where all are at work, the new one is closed.
+//!
 //! Follows RFC 9113, section 6.8, for the way a connection ends.
 
+use std::collections::BTreeMap;
 use std::pin::pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinSet};
 use tonic::service::Routes;
 use tracing::{debug, warn};
 
 use super::call::{Calls, Gateway};
+
+/// Clients at a time. kubelet has a few connections, each session of a person one.
+const CONNECTIONS: usize = 1024;
+
+/// Between two warnings that there are too many.
+const WARNING_PAUSE: Duration = Duration::from_secs(10);
 
 /// What a client may send of one request before it is read. The data of a session nobody reads stays there.
 const STREAM_WINDOW_BYTES: u32 = 256 << 10;
@@ -37,24 +47,22 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(super) async fn serve(routes: Routes, listener: UnixListener, shutdown: impl Future<Output = ()> + Send) {
     let routes = routes.prepare();
     let (stop, stopping) = watch::channel(false);
-    let mut connections = JoinSet::new();
+    let mut clients = Clients::default();
     let mut shutdown = pin!(shutdown);
     loop {
         tokio::select! {
             () = &mut shutdown => break,
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
-                    connections.spawn(connection(stream, routes.clone(), stopping.clone()));
-                }
+                Ok((stream, _)) => clients.add(stream, &routes, &stopping),
                 Err(error) => {
                     warn!(%error, "connection not accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },
-            // What has ended is forgotten.
-            Some(_) = connections.join_next() => {}
+            () = clients.leave(), if !clients.connections.is_empty() => {}
         }
     }
+    let mut connections = clients.connections;
     drop(listener);
     // Without a connection there is no receiver, and nobody to tell.
     stop.send(true).ok();
@@ -64,9 +72,64 @@ pub(super) async fn serve(routes: Routes, listener: UnixListener, shutdown: impl
     }
 }
 
-/// Serves one client until it goes, or until `stopping` is true and its requests are over.
-async fn connection(stream: UnixStream, routes: Routes, mut stopping: watch::Receiver<bool>) {
-    let calls = Calls::default();
+/// All connections there are.
+#[derive(Debug, Default)]
+struct Clients {
+    connections: JoinSet<()>,
+    /// Those not asked to end, the oldest first: its serial number, requests, and what asks it.
+    staying: BTreeMap<u64, (Id, Calls, watch::Sender<bool>)>,
+    last: u64,
+    warned: Option<Instant>,
+}
+
+impl Clients {
+    fn add(&mut self, stream: UnixStream, routes: &Routes, stopping: &watch::Receiver<bool>) {
+        if self.staying.len() >= CONNECTIONS && !self.end_oldest_idle() {
+            if self.warned.is_none_or(|at| at.elapsed() > WARNING_PAUSE) {
+                self.warned = Some(Instant::now());
+                warn!(limit = CONNECTIONS, "connection refused: all there may be are at work");
+            }
+            return;
+        }
+        let (calls, (leave, leaving)) = (Calls::default(), watch::channel(false));
+        let task = connection(stream, routes.clone(), calls.clone(), stopping.clone(), leaving);
+        let id = self.connections.spawn(task).id();
+        self.last += 1;
+        self.staying.insert(self.last, (id, calls, leave));
+    }
+
+    /// False if every one has a request under way, or too many are on their way out already.
+    fn end_oldest_idle(&mut self) -> bool {
+        let oldest = self.staying.iter().find(|(_, (_, calls, _))| calls.is_none()).map(|(serial, _)| *serial);
+        let is_room = self.connections.len() < 2 * CONNECTIONS;
+        let Some((_, _, leave)) = oldest.filter(|_| is_room).and_then(|serial| self.staying.remove(&serial)) else {
+            return false;
+        };
+        debug!("connection without requests ended: there are too many");
+        // One that has just gone needs not be told.
+        leave.send(true).ok();
+        true
+    }
+
+    /// Waits until one has ended, and forgets it.
+    async fn leave(&mut self) {
+        let ended = match self.connections.join_next_with_id().await {
+            Some(Ok((id, ()))) => id,
+            Some(Err(error)) => error.id(),
+            None => return,
+        };
+        self.staying.retain(|_, (id, ..)| *id != ended);
+    }
+}
+
+/// Serves one client until it goes, or until `stopping` or `leaving` is true and its requests are over.
+async fn connection(
+    stream: UnixStream,
+    routes: Routes,
+    calls: Calls,
+    mut stopping: watch::Receiver<bool>,
+    mut leaving: watch::Receiver<bool>,
+) {
     let mut server = http2::Builder::new(TokioExecutor::new());
     server
         .timer(TokioTimer::new())
@@ -75,7 +138,10 @@ async fn connection(stream: UnixStream, routes: Routes, mut stopping: watch::Rec
     let mut served = pin!(server.serve_connection(TokioIo::new(stream), Gateway::new(routes, calls.clone())));
     let stopped = async {
         // An error means that the server is gone, which is an end too.
-        stopping.wait_for(|&stop| stop).await.map(drop).unwrap_or(());
+        tokio::select! {
+            _ = stopping.wait_for(|&stop| stop) => {}
+            _ = leaving.wait_for(|&leave| leave) => {}
+        }
     };
     tokio::select! {
         result = &mut served => return log(result),

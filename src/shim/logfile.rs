@@ -214,13 +214,14 @@ impl LogFile {
         }
     }
 
-    /// Takes the piece of a line away that a write got done before it failed.
-    fn cut(&mut self, written: &[u8]) {
-        let piece = written.iter().rev().take_while(|&&b| b != b'\n').count() as u64;
+    /// Takes the piece of a line away that a write got done before it failed; tells how long it was.
+    fn cut(&mut self, written: &[u8]) -> usize {
+        let piece = written.iter().rev().take_while(|&&b| b != b'\n').count();
         if piece > 0 {
-            let end = self.file.stream_position().unwrap_or(0).checked_sub(piece);
+            let end = self.file.stream_position().unwrap_or(0).checked_sub(piece as u64);
             self.torn = end.is_none_or(|end| self.file.set_len(end).is_err());
         }
+        piece
     }
 }
 
@@ -238,8 +239,8 @@ impl Sink for LogFile {
                 Ok(n) => done += n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => {
-                    self.cut(&lines[..done]);
-                    return self.failed(lines.len() - done, errno_of(&e));
+                    let piece = self.cut(&lines[..done]);
+                    return self.failed(lines.len() - done + piece, errno_of(&e));
                 }
             }
         }
@@ -357,7 +358,7 @@ mod tests {
         let mut log = LogFile::open("", &name).unwrap();
         log.write(b"one\n");
         log.file.write_all(b"two\nthr").unwrap();
-        log.cut(b"two\nthr");
+        assert_eq!(log.cut(b"two\nthr"), 3);
         log.write(b"four\n");
         assert_eq!(fs::read(&name).unwrap(), b"one\ntwo\nfour\n");
     }

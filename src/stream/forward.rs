@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until, timeout};
 use tracing::debug;
 
-use super::link::{Link, Opened, Piece};
+use super::link::{Link, Opened, Piece, Reset};
 use super::outlet::{Outlet, Parcel};
 use super::spdy::{Headers, status, value};
 use super::{Backend, limits, websocket};
@@ -47,6 +47,8 @@ pub(super) async fn serve<B: Backend>(
     newcomers: mpsc::Receiver<Opened>,
     outlet: Arc<Outlet>,
 ) {
+    // One port that takes nothing is not to hold up all the others.
+    link.give_up_stalled();
     let channels = ports.map(|ports| channels(&mut link, &ports));
     let forwarding = async {
         // Whatever is under way ends with this.
@@ -155,32 +157,46 @@ async fn connection<B: Backend>(
     sandbox: String,
     port: u16,
     data: Opened,
-    error: Opened,
+    mut error: Opened,
     outlet: Arc<Outlet>,
 ) {
     let id = data.id;
-    let mut reset = pin!(reset(data.reset));
+    // Clients have nothing to say there.
+    error.input.close();
+    let is_stalled = AtomicBool::new(false);
+    let mut reset = pin!(reset(data.reset, &is_stalled));
     let made = tokio::select! {
         made = timeout(CONNECT, backend.connect(&sandbox, port)) => Some(made),
         () = &mut reset => None,
     };
     let timed_out = |_| Err(format!("port {port} did not answer within {}s", CONNECT.as_secs()));
     match made.map(|made| made.unwrap_or_else(timed_out)) {
-        Some(Ok(connection)) => both_ways(connection, data.input, reset, [id, error.id], &outlet).await,
+        Some(Ok(connection)) => {
+            let told = || stalled(port, &is_stalled);
+            both_ways(connection, data.input, reset, [id, error.id], &outlet, told).await;
+        }
         Some(Err(reason)) => {
             // The reader notices if the client is gone.
             outlet.all(error.id, Parcel::of(reason.as_bytes())).await.ok();
             end([id, error.id], &outlet).await;
         }
-        None => forget([id, error.id], &outlet).await,
+        None => forget([id, error.id], &outlet, stalled(port, &is_stalled)).await,
     }
 }
 
-/// Ends when the client resets a stream. One that is merely closed is no reason to stop.
-async fn reset(told: oneshot::Receiver<()>) {
-    if told.await.is_err() {
-        std::future::pending::<()>().await;
+/// Ends when a stream is reset. One that is merely closed is no reason to stop.
+async fn reset(told: oneshot::Receiver<Reset>, is_stalled: &AtomicBool) {
+    match told.await {
+        Ok(why) => is_stalled.store(why == Reset::Stalled, Ordering::Relaxed),
+        Err(_) => std::future::pending().await,
     }
+}
+
+/// What a client is told of a port that was given up.
+fn stalled(port: u16, is_stalled: &AtomicBool) -> Option<String> {
+    let limit = limits::STALL.as_secs();
+    let reason = || format!("port {port} took nothing for {limit}s while others waited behind it");
+    is_stalled.load(Ordering::Relaxed).then(reason)
 }
 
 async fn end([data, error]: [u32; 2], outlet: &Outlet) {
@@ -188,9 +204,13 @@ async fn end([data, error]: [u32; 2], outlet: &Outlet) {
     outlet.end(error).await;
 }
 
-/// As [`end`], of a connection whose data the client wants no more of.
-async fn forget([data, error]: [u32; 2], outlet: &Outlet) {
+/// As [`end`], of a connection whose data is over already; `reason` says why, if that was not the client's wish.
+async fn forget([data, error]: [u32; 2], outlet: &Outlet, reason: Option<String>) {
     outlet.forget(data);
+    if let Some(reason) = reason {
+        // The reader notices if the client is gone.
+        outlet.all(error, Parcel::of(reason.as_bytes())).await.ok();
+    }
     outlet.end(error).await;
 }
 
@@ -203,6 +223,7 @@ async fn both_ways(
     mut reset: Pin<&mut impl Future<Output = ()>>,
     streams: [u32; 2],
     outlet: &Outlet,
+    stalled: impl Fn() -> Option<String>,
 ) {
     // It only makes small packets wait; without that it is slower, not wrong.
     connection.set_nodelay(true).ok();
@@ -216,7 +237,7 @@ async fn both_ways(
             tokio::select! {
                 is_reset = &mut back => {
                     match is_reset {
-                        true => forget(streams, outlet).await,
+                        true => forget(streams, outlet, stalled()).await,
                         false => end(streams, outlet).await,
                     }
                     // A client that cannot say that it has no more to send is over with the pod.

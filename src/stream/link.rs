@@ -1,13 +1,16 @@
 //! What comes from a client: bytes to streams.
 //!
 //! Each stream's input waits in a queue of its own for whoever takes it. If a queue is full, or all of them together
-//! hold too much, nothing more is read: SPDY's clients have no other way to be told to wait. Then the connection is
-//! only watched for its end.
+//! hold too much, nothing more is read: Kubernetes' clients have no other way to be told to wait. Then the connection is
+//! only watched for its end; and where others wait behind, a stream that takes nothing for long is given up if it is
+//! one of many ([`Link::give_up_stalled`]). Clients that keep windows are told what was taken, so that none of their
+//! streams fills its queue.
 
 use std::collections::HashMap;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use base64::Engine;
@@ -49,11 +52,32 @@ pub(super) enum LinkError {
     Base64,
 }
 
-/// A piece of a stream's input.
+/// A piece of a stream's input. It is taken when it is dropped.
 #[derive(Debug)]
 pub(super) struct Piece {
     pub bytes: Bytes,
-    _room: OwnedSemaphorePermit,
+    _room: [OwnedSemaphorePermit; 2],
+    _taken: Option<Taken>,
+}
+
+/// Tells of a piece that was taken: stream and bytes.
+#[derive(Debug)]
+struct Taken(mpsc::UnboundedSender<(u32, usize)>, u32, usize);
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        // A connection that is gone needs no room.
+        self.0.send((self.1, self.2)).ok();
+    }
+}
+
+/// Why a stream ends before both sides have ended it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reset {
+    /// The client wants no more of it.
+    ByClient,
+    /// What came on it was not taken, and held up others.
+    Stalled,
 }
 
 /// A stream a client began.
@@ -63,8 +87,8 @@ pub(super) struct Opened {
     pub headers: Headers,
     /// Its input; ends with it.
     pub input: mpsc::Receiver<Piece>,
-    /// Told if the client wants no more of it, in either direction.
-    pub reset: oneshot::Receiver<()>,
+    /// Told if it is over, in either direction, before its time.
+    pub reset: oneshot::Receiver<Reset>,
     /// One of those there are, until nobody deals with the stream any more; a client that resets it gains none.
     _place: Option<OwnedSemaphorePermit>,
 }
@@ -72,7 +96,15 @@ pub(super) struct Opened {
 #[derive(Debug)]
 struct Inlet {
     input: Option<mpsc::Sender<Piece>>,
-    reset: oneshot::Sender<()>,
+    reset: oneshot::Sender<Reset>,
+    room: Arc<Semaphore>,
+}
+
+impl Inlet {
+    /// Whether somebody takes what comes.
+    fn is_open(&self) -> bool {
+        self.input.as_ref().is_some_and(|input| !input.is_closed())
+    }
 }
 
 #[derive(Debug)]
@@ -102,6 +134,9 @@ pub(super) struct Link {
     last: u32,
     room: Arc<Semaphore>,
     places: Arc<Semaphore>,
+    /// What was taken, of clients that keep windows.
+    taken: (mpsc::UnboundedSender<(u32, usize)>, mpsc::UnboundedReceiver<(u32, usize)>),
+    gives_up_stalled: bool,
 }
 
 impl Link {
@@ -133,8 +168,15 @@ impl Link {
             last: 0,
             room: Arc::new(Semaphore::new(limits::INPUT_BYTES)),
             places: Arc::new(Semaphore::new(limits::STREAMS)),
+            taken: mpsc::unbounded_channel(),
+            gives_up_stalled: false,
         };
         (link, streams)
+    }
+
+    /// Has streams that nobody takes from for long reset, once what is for others waits behind them.
+    pub fn give_up_stalled(&mut self) {
+        self.gives_up_stalled = true;
     }
 
     /// A stream that is there from the start.
@@ -146,7 +188,8 @@ impl Link {
         self.outlet.begin(id);
         let (input, theirs) = mpsc::channel(limits::PIECES);
         let (reset, told) = oneshot::channel();
-        self.inlets.insert(id, Inlet { input: Some(input), reset });
+        let room = Arc::new(Semaphore::new(limits::STREAM_BYTES));
+        self.inlets.insert(id, Inlet { input: Some(input), reset, room });
         Opened { id, headers, input: theirs, reset: told, _place: place }
     }
 
@@ -173,7 +216,13 @@ impl Link {
                 // Who says nothing for hours needs no memory.
                 self.input = BytesMut::new();
             }
-            self.half.readable().await?;
+            tokio::select! {
+                readable = self.half.readable() => readable?,
+                Some((id, bytes)) = self.taken.1.recv() => {
+                    self.outlet.taken(id, bytes).await;
+                    continue;
+                }
+            }
             self.input.reserve(READ_BYTES);
             match self.half.try_read_buf(&mut self.input) {
                 Ok(0) => return Ok(()),
@@ -226,14 +275,11 @@ impl Link {
         match frame {
             Frame::SynStream { id, headers, fin } => return self.begin(id, headers, fin).await,
             Frame::Data { id, bytes, fin } => {
-                let taken = bytes.len();
                 if !self.deliver(id, bytes).await {
                     return Ok(false);
                 }
                 if fin {
                     self.end(id);
-                } else {
-                    self.outlet.taken(id, taken).await;
                 }
             }
             Frame::SynReply { id, fin } | Frame::Headers { id, fin } => {
@@ -245,7 +291,7 @@ impl Link {
                 self.outlet.lift(id);
                 if let Some(inlet) = self.inlets.remove(&id) {
                     // Who has dropped the stream need not know.
-                    inlet.reset.send(()).ok();
+                    inlet.reset.send(Reset::ByClient).ok();
                 }
             }
             // Those with even numbers would be answers to ours.
@@ -313,28 +359,67 @@ impl Link {
 
     /// Puts bytes into a stream's queue; waits if it is full. `false` if the client is gone.
     async fn deliver(&mut self, id: u32, bytes: Bytes) -> bool {
-        // What nobody takes is dropped.
-        let Some(input) = self.inlets.get(&id).and_then(|inlet| inlet.input.clone()) else { return true };
-        if bytes.is_empty() || input.is_closed() {
+        let length = bytes.len();
+        // Whenever it is dropped: what nobody takes is taken at once.
+        let taken = self.outlet.keeps_windows().then(|| Taken(self.taken.0.clone(), id, length));
+        let Some(inlet) = self.inlets.get(&id).filter(|inlet| inlet.is_open()) else { return true };
+        let (Some(input), own) = (inlet.input.clone(), Arc::clone(&inlet.room)) else { return true };
+        if bytes.is_empty() {
             return true;
         }
-        let bytes = if bytes.len() < SMALL_BYTES { Bytes::copy_from_slice(&bytes) } else { bytes };
-        let cost = u32::try_from(bytes.len().min(limits::INPUT_BYTES)).unwrap_or(u32::MAX);
+        let bytes = if length < SMALL_BYTES { Bytes::copy_from_slice(&bytes) } else { bytes };
+        // What is read at a time is less.
+        let cost = u32::try_from(length.min(limits::STREAM_BYTES)).unwrap_or(u32::MAX);
+        let all = Arc::clone(&self.room);
+        let is_own_turn = AtomicBool::new(true);
         let put = async {
-            // An error would mean a closed semaphore; nobody closes it.
-            if let Ok(room) = Arc::clone(&self.room).acquire_many_owned(cost).await {
-                // Who does not listen any more misses nothing.
-                input.send(Piece { bytes, _room: room }).await.ok();
-            }
+            // Errors would mean closed semaphores; nobody closes them.
+            let Ok(own) = own.acquire_many_owned(cost).await else { return };
+            is_own_turn.store(false, Ordering::Relaxed);
+            let Ok(all) = all.acquire_many_owned(cost).await else { return };
+            is_own_turn.store(true, Ordering::Relaxed);
+            // Who does not listen any more misses nothing.
+            input.send(Piece { bytes, _room: [own, all], _taken: taken }).await.ok();
         };
-        let put = async {
+        let mut put = pin!(async {
             tokio::select! {
                 () = put => {}
                 // Waiting for room that another stream holds is not for a stream that nobody listens to.
                 () = input.closed() => {}
             }
-        };
-        while_there(&self.half, put).await.is_some()
+        });
+        loop {
+            let waiting = input.capacity();
+            match while_there(&self.half, timeout(limits::STALL, &mut put)).await {
+                None => return false,
+                Some(Ok(())) => return true,
+                Some(Err(_)) => {}
+            }
+            // If this one is stuck it took nothing meanwhile; else the one that holds most of what there is for all.
+            let stuck = match is_own_turn.load(Ordering::Relaxed) {
+                true => (input.capacity() == waiting).then_some(id),
+                false => self.fullest(),
+            };
+            if let Some(stuck) = stuck
+                && self.gives_up_stalled
+                && self.inlets.values().filter(|inlet| inlet.is_open()).count() > 1
+            {
+                self.give_up(stuck).await;
+            }
+        }
+    }
+
+    fn fullest(&self) -> Option<u32> {
+        self.inlets.iter().min_by_key(|(_, inlet)| inlet.room.available_permits()).map(|(id, _)| *id)
+    }
+
+    async fn give_up(&mut self, id: u32) {
+        self.outlet.lift(id);
+        if let Some(inlet) = self.inlets.remove(&id) {
+            self.outlet.reset(id, spdy::status::FLOW_CONTROL_ERROR).await;
+            // Who has dropped the stream need not know.
+            inlet.reset.send(Reset::Stalled).ok();
+        }
     }
 
     fn end(&mut self, id: u32) {

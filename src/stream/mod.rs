@@ -64,8 +64,12 @@ pub mod limits {
     pub const STREAMS: usize = 256;
     /// Pieces of a stream's input that nobody has taken yet…
     pub const PIECES: usize = 64;
+    /// … bytes of it …
+    pub const STREAM_BYTES: usize = 256 << 10;
     /// … and bytes of all of a connection's.
-    pub const INPUT_BYTES: usize = 1 << 20;
+    pub const INPUT_BYTES: usize = 4 << 20;
+    /// How long a port may take nothing while what is for others waits behind it.
+    pub const STALL: Duration = Duration::from_secs(10);
     /// Bytes sent at a time.
     pub const OUTPUT_BYTES: usize = 64 << 10;
 }

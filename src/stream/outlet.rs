@@ -203,6 +203,11 @@ impl Outlet {
         self.writer.lock().await.half.shutdown().await.ok();
     }
 
+    /// Whether the client wants to hear of what is taken.
+    pub fn keeps_windows(&self) -> bool {
+        self.windows().are_kept()
+    }
+
     /// A stream's input was taken; who keeps windows is told.
     pub async fn taken(&self, stream: u32, bytes: usize) {
         if bytes > 0 && self.windows().are_kept() {

@@ -12,6 +12,7 @@ mod support;
 
 mod attach;
 mod bad_input;
+mod bounds;
 mod churn;
 mod cli;
 mod events;

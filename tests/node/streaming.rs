@@ -48,12 +48,12 @@ fn attach(node: &TestNode, container: &Container<'_>, tty: bool) -> String {
     node.cri().runtime(|mut c| async move { c.attach(request).await }).unwrap().url
 }
 
-fn forward(node: &TestNode, pod: &Pod<'_>, port: Vec<i32>) -> String {
+pub(super) fn forward(node: &TestNode, pod: &Pod<'_>, port: Vec<i32>) -> String {
     let request = PortForwardRequest { pod_sandbox_id: pod.id.clone(), port };
     node.cri().runtime(|mut c| async move { c.port_forward(request).await }).unwrap().url
 }
 
-fn spdy(node: &TestNode, url: &str, protocol: &str) -> Spdy {
+pub(super) fn spdy(node: &TestNode, url: &str, protocol: &str) -> Spdy {
     node.in_network(|| Spdy::open(url, protocol))
 }
 
@@ -406,7 +406,7 @@ fn ports_of_a_pod_are_forwarded() {
 }
 
 /// The streams of a connection to a port: for errors, for data.
-fn pair(client: &mut Spdy, port: &str, request: &str) -> (u32, u32) {
+pub(super) fn pair(client: &mut Spdy, port: &str, request: &str) -> (u32, u32) {
     let kind = |kind| [("streamType", kind), ("port", port), ("requestID", request)];
     (client.stream(&kind("error")), client.stream(&kind("data")))
 }

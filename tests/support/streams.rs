@@ -81,6 +81,10 @@ pub struct Spdy {
     pub pongs: Vec<u32>,
     /// Streams the server has reset.
     pub resets: Vec<u32>,
+    /// By how many bytes the server has opened windows.
+    pub opened: HashMap<u32, usize>,
+    /// What a frame lacks.
+    cut_short: Vec<u8>,
 }
 
 impl Spdy {
@@ -99,6 +103,8 @@ impl Spdy {
             ended: Vec::new(),
             pongs: Vec::new(),
             resets: Vec::new(),
+            opened: HashMap::new(),
+            cut_short: Vec::new(),
         }
     }
 
@@ -204,7 +210,10 @@ impl Spdy {
                 self.resets.push(id);
             }
             Frame::Ping(id) => self.pongs.push(id),
-            Frame::SynReply { .. } | Frame::Settings { .. } | Frame::WindowUpdate { .. } => {}
+            Frame::WindowUpdate { id, delta } => {
+                *self.opened.entry(id).or_default() += usize::try_from(delta).expect("a small number");
+            }
+            Frame::SynReply { .. } | Frame::Settings { .. } => {}
             other => panic!("not from a server: {other:?}"),
         }
     }
@@ -226,10 +235,31 @@ impl Spdy {
         String::from_utf8_lossy(self.received.get(&stream).map_or(&[][..], |bytes| bytes)).into_owned()
     }
 
-    /// Sends until nothing more is taken.
-    pub fn fill(&mut self, stream: u32) {
+    /// Sends until nothing more is taken; how much was. The last frame may lack its end.
+    pub fn fill(&mut self, stream: u32) -> usize {
+        const PIECE: usize = 64 << 10;
         self.connection.set_write_timeout(Some(Duration::from_millis(500))).expect("limit writes");
-        while self.try_send(stream, &[0; 64 << 10]).is_ok() {}
+        let frame = [&spdy::data_head(stream, PIECE, false)[..], &[0; PIECE]].concat();
+        for sent in 0.. {
+            let mut left = &frame[..];
+            while !left.is_empty() {
+                match self.connection.write(left) {
+                    Ok(taken) => left = &left[taken..],
+                    Err(_) => {
+                        self.cut_short = left.to_vec();
+                        return sent * PIECE;
+                    }
+                }
+            }
+        }
+        unreachable!("it takes for ever")
+    }
+
+    /// Sends the end of a frame that [`fill`](Self::fill) could not.
+    pub fn finish_frame(&mut self) {
+        self.connection.set_write_timeout(Some(PATIENCE)).expect("limit writes");
+        let rest = std::mem::take(&mut self.cut_short);
+        self.send_raw(&rest);
     }
 
     /// Hangs up, the hard way: with what was not read.

@@ -30,6 +30,8 @@ pub mod status {
     pub const REFUSED_STREAM: u32 = 3;
     /// Nobody wants it any more.
     pub const CANCEL: u32 = 5;
+    /// More came than could be taken.
+    pub const FLOW_CONTROL_ERROR: u32 = 7;
 }
 
 /// What a peer said.
