@@ -48,6 +48,11 @@ impl Leftovers {
         let mut entries = BTreeMap::new();
         for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
             let name = entry.file_name();
+            if disk::is_temporary(&name.to_string_lossy()) {
+                // A daemon was killed while it wrote.
+                std::fs::remove_file(entry.path()).unwrap_or_else(|e| warn!(error = %e, "half a note not removed"));
+                continue;
+            }
             let Some(id) = name.to_str().and_then(|n| n.strip_suffix(".json")?.parse::<SandboxId>().ok()) else {
                 continue;
             };
@@ -193,6 +198,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join(format!("{}.json", id())), b"{").unwrap();
         std::fs::write(dir.path().join("README"), b"").unwrap();
+        let half = dir.path().join(format!(".{}.json.1.0.tmp", id()));
+        std::fs::write(&half, b"{").unwrap();
         assert_eq!(Leftovers::open(dir.path().to_owned()).due(9), [(id(), String::new())]);
+        assert!(!half.exists(), "half a note is left");
     }
 }
