@@ -1,8 +1,11 @@
 //! What the network needs beside setups and teardowns: leftovers are tried again, what is shared is looked after.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
@@ -18,6 +21,8 @@ const LOOK_OUTSIDE: Duration = Duration::from_secs(600);
 const LONGEST_DELAY: Duration = Duration::from_secs(30);
 /// … before newcomers wait for it, and how long they do.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long after a change by others it is looked at.
+const SETTLE: Duration = Duration::from_millis(100);
 /// Leftovers tried at the same time: after a reboot there is one for each pod of before.
 const MOST_AT_ONCE: usize = 32;
 
@@ -26,6 +31,12 @@ impl Network {
     pub async fn attend(self: Arc<Self>) {
         let mut keepers: Vec<Keeper> = self.slots.iter().map(|slot| Keeper::new(Arc::clone(slot))).collect();
         let mut retries = JoinSet::new();
+        let mut watches = JoinSet::new();
+        for slot in &self.slots {
+            for descriptor in slot.driver.watches() {
+                watches.spawn(watch(Arc::clone(slot), descriptor));
+            }
+        }
         loop {
             while retries.try_join_next().is_some() {}
             for (id, driver) in self.leftovers.due(MOST_AT_ONCE - retries.len()) {
@@ -107,6 +118,28 @@ impl Keeper {
                 self.due = Instant::now() + if is_overdue { 10 * PATIENCE } else { Duration::from_secs(1) };
             }
             Err(e) => warn!(driver = self.slot.driver.name(), error = %e, "network not reconciled"),
+        }
+    }
+}
+
+// tokio wants `unsafe` with its newer name; an OwnedFd stays the same descriptor as long as it lives.
+#[allow(deprecated)]
+fn wait_for(descriptor: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(descriptor, Interest::READABLE)
+}
+
+/// Has a driver mend what others changed, as soon as the kernel tells of it.
+async fn watch(slot: Arc<Slot>, descriptor: OwnedFd) {
+    let Ok(descriptor) = wait_for(descriptor) else { return };
+    while let Ok(mut ready) = descriptor.readable().await {
+        ready.clear_ready();
+        // A firewall that is loaded anew comes in several steps.
+        tokio::time::sleep(SETTLE).await;
+        let changed = Arc::clone(&slot);
+        let mended = apart("mend", move || changed.driver.mend()).await.and_then(|mended| mended);
+        if let Err(e) = mended {
+            warn!(driver = slot.driver.name(), error = %e, "network not mended after a change by others");
+            tokio::time::sleep(LOOK).await;
         }
     }
 }

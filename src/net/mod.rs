@@ -31,7 +31,7 @@ pub use self::network::{Network, Overview, SetUp, Status};
 pub use self::request::{Address, Attachment, Bandwidth, Dns, Ports, Protocol, Request, Route};
 pub use self::settings::{Choice, Settings};
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -108,6 +108,20 @@ pub trait Driver: std::fmt::Debug + Send + Sync {
     /// what could not be put right. No setup and no teardown of this driver is under way meanwhile, and those that come
     /// wait for it to end.
     fn reconcile(&self, live: &[Live]) -> Vec<Leftover>;
+
+    /// Descriptors of which one becomes readable when somebody may have changed what all pods share; then
+    /// [`mend`](Self::mend) is called, beside everything else.
+    fn watches(&self) -> Vec<OwnedFd> {
+        Vec::new()
+    }
+
+    /// Brings back at once what is missing of what all pods share, and reads what [`watches`](Self::watches) told.
+    ///
+    /// # Errors
+    /// What could not be brought back; the next reconciliation tries again.
+    fn mend(&self) -> Result<(), NetError> {
+        Ok(())
+    }
 
     /// kubelet's address range for this node's pods (UpdateRuntimeConfig), one or two, comma-separated; checked.
     ///

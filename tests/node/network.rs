@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aril::api::cri::{DnsConfig, NetworkConfig, RuntimeConfig, UpdateRuntimeConfigRequest};
 use tonic::{Code, Status};
@@ -211,5 +211,26 @@ fn addresses_outlive_the_daemon() {
         node.kill_daemon();
     }
     node.restart();
+    node.finish();
+}
+
+#[test]
+fn what_others_take_away_comes_back_before_the_next_look() {
+    let node = TestNode::start();
+    let pod = with_port(node.pod("web"), 80, 8080).run();
+    let _server = server(&pod, 80, "hello");
+    let published: SocketAddr = "127.0.0.1:8080".parse().unwrap();
+    let itself = SocketAddr::new(address(&pod), 80);
+    assert_eq!((hear(&node, published), hear(&node, itself)), ("hello".to_owned(), "hello".to_owned()));
+    let commands =
+        [&["nft", "flush", "ruleset"][..], &["ip", "link", "del", "aril0"], &["ip", "link", "set", "aril0", "down"]];
+    for command in commands.into_iter().cycle().take(6) {
+        assert!(node.inside(command[0]).args(&command[1..]).status().unwrap().success());
+        let begun = Instant::now();
+        assert_eq!((hear(&node, published), hear(&node, itself)), ("hello".to_owned(), "hello".to_owned()));
+        // The driver looks by itself every ten seconds.
+        assert!(begun.elapsed() < Duration::from_secs(5), "{command:?}: {:?}", begun.elapsed());
+    }
+    assert_eq!(not_ready(&node), None);
     node.finish();
 }

@@ -3,6 +3,8 @@
 //! A symbolic link is there or not, with its whole content; it cannot be half written. `leases/10.87.0.2` leads to the
 //! sandbox's id, `ports/tcp-8080-any` to id and port of the pod. The directory is the truth after a restart.
 
+mod claim;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -12,11 +14,13 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::link::host_end;
+use self::claim::Claim;
+pub use self::claim::port_name;
+use super::link::{Mac, host_end};
 use super::range::Range;
 use crate::disk::{self, Durability};
 use crate::id::SandboxId;
-use crate::net::{Leftover, NetError, Ports, Protocol};
+use crate::net::{Leftover, NetError, Ports};
 
 const LEASES: &str = "leases";
 const PORTS: &str = "ports";
@@ -28,6 +32,8 @@ const RANGES: &str = "ranges.json";
 pub struct Pod {
     pub addresses: Vec<(IpAddr, Range)>,
     pub ports: Vec<Ports>,
+    /// Its hardware address; `None` after a restart, until its sandbox tells.
+    pub mac: Option<Mac>,
     /// "default/web", for those who want what it has; empty after a restart.
     pub name: String,
     /// Set up by this process, not read from disk or a record: nobody's list of live sandboxes, which may be older,
@@ -58,49 +64,25 @@ pub struct Books {
     draining: BTreeMap<IpAddr, String>,
     configured: Vec<Range>,
     ranges: Ranges,
+    /// The ranges as they were last written.
+    written: Vec<u8>,
     /// Entries that say nothing.
     damaged: Vec<PathBuf>,
-}
-
-/// A host port as people compete for it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Claim {
-    protocol: Protocol,
-    port: u16,
-    /// `None`: all addresses.
-    host_ip: Option<IpAddr>,
-}
-
-impl Claim {
-    fn of(port: &Ports) -> Self {
-        Self { protocol: port.protocol, port: port.host_port, host_ip: port.host_ip }
-    }
-
-    fn name(&self) -> String {
-        let host_ip = self.host_ip.map_or_else(|| "any".to_owned(), |ip| ip.to_string());
-        format!("{}-{}-{host_ip}", self.protocol.as_str(), self.port)
-    }
-
-    fn parse(name: &str) -> Option<Self> {
-        let mut parts = name.splitn(3, '-');
-        let protocol = match parts.next()? {
-            "tcp" => Protocol::Tcp,
-            "udp" => Protocol::Udp,
-            "sctp" => Protocol::Sctp,
-            _ => return None,
-        };
-        let port = parts.next()?.parse().ok()?;
-        let host_ip = match parts.next()? {
-            "any" => None,
-            ip => Some(ip.parse().ok()?),
-        };
-        Some(Self { protocol, port, host_ip })
-    }
 }
 
 fn io_error(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> NetError {
     let path = path.to_owned();
     move |source| NetError::Io { step, path, source }
+}
+
+fn remove_temporaries(directory: &Path) -> Result<(), NetError> {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if disk::is_temporary(&entry.file_name().to_string_lossy()) {
+            absent_is_fine(fs::remove_file(&path)).map_err(io_error("remove", &path))?;
+        }
+    }
+    Ok(())
 }
 
 fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
@@ -111,11 +93,12 @@ fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
 }
 
 impl Books {
-    /// Reads what is there; makes nothing.
+    /// Reads what is there; makes nothing, and takes away what was being written when a daemon was killed.
     ///
     /// # Errors
     /// [`NetError::Io`] if a directory is there and cannot be read.
     pub fn open(directory: &Path, configured: &[Range]) -> Result<Self, NetError> {
+        remove_temporaries(directory)?;
         let text = fs::read(directory.join(RANGES)).unwrap_or_default();
         let mut books = Self {
             directory: directory.to_owned(),
@@ -127,6 +110,7 @@ impl Books {
             configured: configured.to_vec(),
             // A damaged file costs kubelet's range until it tells it again; leases count all the same.
             ranges: serde_json::from_slice(&text).unwrap_or_default(),
+            written: Vec::new(),
             damaged: Vec::new(),
         };
         books.know_current();
@@ -227,22 +211,30 @@ impl Books {
         let before = self.ranges.clone();
         self.ranges.pod_cidr = ranges;
         self.know_current();
-        self.save_ranges().inspect_err(|_| self.ranges = before)?;
-        Ok(true)
+        let saved = self.save_ranges();
+        if saved.is_err() {
+            self.ranges = before;
+        }
+        saved.map(|()| true)
     }
 
-    /// Writes down what must be on disk before the first address is given.
+    /// Writes down what must be on disk before the first address is given, if it is not there.
     ///
     /// # Errors
     /// [`NetError::Io`].
-    pub fn save_ranges(&self) -> Result<(), NetError> {
+    pub fn save_ranges(&mut self) -> Result<(), NetError> {
+        let path = self.directory.join(RANGES);
+        let text = serde_json::to_vec_pretty(&self.ranges).unwrap_or_default();
+        if text == self.written && path.exists() {
+            return Ok(());
+        }
         for directory in [LEASES, PORTS] {
             let path = self.directory.join(directory);
             disk::private_dir(&path).map_err(io_error("make directory", &path))?;
         }
-        let path = self.directory.join(RANGES);
-        let text = serde_json::to_vec_pretty(&self.ranges).unwrap_or_default();
-        disk::write_atomic(&path, &text, Durability::Process).map_err(io_error("write", &path))
+        disk::write_atomic(&path, &text, Durability::Process).map_err(io_error("write", &path))?;
+        self.written = text;
+        Ok(())
     }
 
     /// Writes down addresses and ports of a sandbox. `is_gone` says whether a device is no more.
@@ -262,7 +254,7 @@ impl Books {
         self.pods.insert(id.clone(), Pod { is_new: true, ..Pod::default() });
         for range in self.current().to_vec() {
             let ip = match ips.iter().find(|ip| ip.is_ipv4() == range.is_v4()) {
-                Some(ip) => self.asked(*ip, range)?,
+                Some(ip) => self.asked(*ip, range, is_gone)?,
                 None => self.next(range, network, is_gone)?,
             };
             self.lease(ip, range, id)?;
@@ -293,11 +285,34 @@ impl Books {
         Ok(())
     }
 
-    /// Notes what people call a sandbox.
-    pub fn call(&mut self, id: &SandboxId, name: String) {
+    /// Notes what people call a sandbox, and its hardware address.
+    pub fn note(&mut self, id: &SandboxId, name: String, mac: Mac) {
         if let Some(pod) = self.pods.get_mut(id) {
             pod.name = name;
+            pod.mac = Some(mac);
         }
+    }
+
+    /// Notes a sandbox's hardware address.
+    pub fn note_mac(&mut self, id: &SandboxId, mac: Option<Mac>) {
+        if let Some(pod) = self.pods.get_mut(id) {
+            pod.mac = mac.or(pod.mac);
+        }
+    }
+
+    /// Whether a device of that name was a pod's that has given its addresses back.
+    pub fn is_draining(&self, name: &str) -> bool {
+        self.draining.values().any(|draining| draining == name)
+    }
+
+    /// Whether a pod has an address of a range.
+    pub fn is_in_use(&self, range: Range) -> bool {
+        self.leases.keys().any(|ip| range.contains(*ip))
+    }
+
+    /// Whether an address is the bridge's own, in a range of now or of before.
+    fn is_gateway(&self, ip: IpAddr) -> bool {
+        self.ranges.known.iter().any(|range| range.gateway() == ip)
     }
 
     /// Whom to name as the owner of something.
@@ -308,14 +323,21 @@ impl Books {
         }
     }
 
-    fn asked(&self, ip: IpAddr, range: Range) -> Result<IpAddr, NetError> {
-        if !range.is_for_pods(ip) {
+    fn asked(&mut self, ip: IpAddr, range: Range, is_gone: &mut dyn FnMut(&str) -> bool) -> Result<IpAddr, NetError> {
+        if !range.is_for_pods(ip) || self.is_gateway(ip) {
             let reason = format!("{ip} is not an address for pods of {range}");
             return Err(NetError::Invalid { field: "ips".into(), reason });
         }
-        match self.leases.get(&ip) {
-            Some(owner) => Err(NetError::Taken { what: format!("address {ip}"), owner: self.owner(owner) }),
-            None => Ok(ip),
+        let taken = |owner| Err(NetError::Taken { what: format!("address {ip}"), owner });
+        if let Some(owner) = self.leases.get(&ip) {
+            return taken(self.owner(owner));
+        }
+        match self.draining.get(&ip) {
+            Some(name) if !is_gone(name) => taken(format!("device {name} of a pod that is being removed")),
+            _ => {
+                self.draining.remove(&ip);
+                Ok(ip)
+            }
         }
     }
 
@@ -323,7 +345,8 @@ impl Books {
         let mut after = self.last.get(&range).copied();
         let mut first = None;
         loop {
-            let ip = range.next_free(after, |ip| !self.leases.contains_key(&ip)).filter(|ip| first != Some(*ip));
+            let is_free = |ip| !self.leases.contains_key(&ip) && !self.is_gateway(ip);
+            let ip = range.next_free(after, is_free).filter(|ip| first != Some(*ip));
             let Some(ip) = ip else {
                 let hint = "remove pods, or give the network a larger range".into();
                 return Err(NetError::Exhausted { network: network.into(), range: range.to_string(), hint });
@@ -474,157 +497,5 @@ fn put(target: &str, path: &Path) -> Result<(), NetError> {
     .map_err(io_error("write", path))
 }
 
-/// "host port 10.0.0.1:80/tcp".
-pub fn port_name(port: &Ports) -> String {
-    let host_ip = port.host_ip.map(|ip| format!("{ip} ")).unwrap_or_default();
-    format!("host port {host_ip}{}/{}", port.host_port, port.protocol.as_str())
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn id(n: u8) -> SandboxId {
-        SandboxId::from_random([n; 32])
-    }
-
-    fn ip(text: &str) -> IpAddr {
-        text.parse().unwrap()
-    }
-
-    fn port(host_ip: Option<&str>, host_port: u16) -> Ports {
-        Ports { protocol: Protocol::Tcp, container_port: 80, host_port, host_ip: host_ip.map(ip) }
-    }
-
-    fn open(directory: &Path) -> Books {
-        let books = Books::open(directory, &["10.9.0.0/29".parse().unwrap(), "fd09::/64".parse().unwrap()]).unwrap();
-        books.save_ranges().unwrap();
-        books
-    }
-
-    fn enter(books: &mut Books, n: u8, ports: &[Ports]) -> Result<Pod, NetError> {
-        books.enter(&id(n), "aril", &[], ports, &mut |_| true)
-    }
-
-    #[test]
-    fn books_outlive_whoever_keeps_them() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut books = open(directory.path());
-        let pod = enter(&mut books, 1, &[port(None, 8080), port(Some("10.0.0.1"), 81)]).unwrap();
-        assert_eq!(pod.addresses.iter().map(|(ip, _)| *ip).collect::<Vec<_>>(), [ip("10.9.0.2"), ip("fd09::2")]);
-        drop(books);
-        let mut again = open(directory.path());
-        let read = again.pods()[&id(1)].clone();
-        assert_eq!((&read.addresses, read.is_new), (&pod.addresses, false));
-        assert_eq!(read.ports.len(), 2);
-        assert_eq!(enter(&mut again, 2, &[]).unwrap().addresses[0].0, ip("10.9.0.3"));
-        assert_eq!(again.release(&id(1)), []);
-        assert_eq!(again.release(&id(1)), []);
-        assert_eq!(open(directory.path()).pods().keys().collect::<Vec<_>>(), [&id(2)]);
-    }
-
-    #[test]
-    fn a_host_port_has_one_owner() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut books = open(directory.path());
-        enter(&mut books, 1, &[port(Some("10.0.0.1"), 80), port(None, 81)]).unwrap();
-        for (host_ip, number, is_free) in [
-            (Some("10.0.0.1"), 80, false),
-            (None, 80, false),
-            (Some("10.0.0.2"), 80, true),
-            (Some("10.0.0.2"), 81, false),
-            (None, 82, true),
-        ] {
-            let result = books.check_ports(&id(2), &[port(host_ip, number)]);
-            assert_eq!(result.is_ok(), is_free, "{host_ip:?} {number}");
-            assert_eq!(is_free, !result.err().is_some_and(|e| e.to_string().contains(id(1).as_str())));
-        }
-        let udp = Ports { protocol: Protocol::Udp, ..port(None, 81) };
-        books.check_ports(&id(2), &[udp]).unwrap();
-    }
-
-    #[test]
-    fn an_address_rests_while_its_device_is_there() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut books = open(directory.path());
-        for n in 1..=5 {
-            enter(&mut books, n, &[]).unwrap();
-        }
-        books.release(&id(2));
-        let refused = books.enter(&id(6), "aril", &[], &[], &mut |_| false).unwrap_err();
-        assert!(matches!(refused, NetError::Exhausted { .. }), "{refused}");
-        books.release(&id(6));
-        let asked_of = &mut Vec::new();
-        let pod = books.enter(&id(7), "aril", &[], &[], &mut |name| {
-            asked_of.push(name.to_owned());
-            true
-        });
-        assert_eq!(pod.unwrap().addresses[0].0, ip("10.9.0.3"));
-        assert_eq!(*asked_of, [host_end(&id(2))]);
-    }
-
-    #[test]
-    fn addresses_asked_for_are_given_or_refused_with_the_reason() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut books = open(directory.path());
-        let mut ask = |n, text| books.enter(&id(n), "aril", &[ip(text)], &[], &mut |_| true);
-        assert_eq!(ask(1, "10.9.0.5").unwrap().addresses[0].0, ip("10.9.0.5"));
-        assert!(matches!(ask(2, "10.9.0.5"), Err(NetError::Taken { .. })));
-        assert!(matches!(ask(3, "10.9.0.1"), Err(NetError::Invalid { .. })));
-        assert!(matches!(ask(4, "fd08::5"), Err(NetError::Invalid { .. })));
-    }
-
-    #[test]
-    fn damaged_entries_give_no_address_away_and_move_aside() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut books = open(directory.path());
-        enter(&mut books, 1, &[]).unwrap();
-        let leases = directory.path().join(LEASES);
-        fs::write(leases.join("10.9.0.3"), "a file").unwrap();
-        symlink("nobody", leases.join("10.9.0.4")).unwrap();
-        symlink(id(9).as_str(), leases.join("no address")).unwrap();
-        symlink("x", directory.path().join(PORTS).join("tcp-0")).unwrap();
-        let mut books = open(directory.path());
-        assert_eq!(books.pods().len(), 1);
-        assert_eq!(books.tidy(&mut |_| true), []);
-        assert_eq!(fs::read_dir(directory.path().join(DAMAGED)).unwrap().count(), 4);
-        assert_eq!(enter(&mut books, 2, &[]).unwrap().addresses[0].0, ip("10.9.0.3"));
-        assert_eq!(fs::read_dir(leases).unwrap().count(), 4);
-    }
-
-    #[test]
-    fn an_entry_damaged_meanwhile_is_replaced() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut books = open(directory.path());
-        fs::write(directory.path().join(LEASES).join("10.9.0.2"), "a file").unwrap();
-        assert_eq!(enter(&mut books, 1, &[]).unwrap().addresses[0].0, ip("10.9.0.2"));
-        assert_eq!(open(directory.path()).pods().len(), 1);
-    }
-
-    #[test]
-    fn ranges_of_kubelet_are_for_new_pods_and_remembered() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut books = open(directory.path());
-        enter(&mut books, 1, &[]).unwrap();
-        assert!(books.set_pod_cidr(vec!["10.244.1.0/24".parse().unwrap()]).unwrap());
-        assert!(!books.set_pod_cidr(vec!["10.244.1.0/24".parse().unwrap()]).unwrap());
-        let mut books = open(directory.path());
-        assert_eq!(enter(&mut books, 2, &[]).unwrap().addresses[0].0, ip("10.244.1.2"));
-        assert_eq!((books.pods()[&id(1)].addresses.len(), books.known().len()), (2, 3));
-        books.release(&id(1));
-        books.tidy(&mut |_| true);
-        assert_eq!(books.known().len(), 1);
-    }
-
-    #[test]
-    fn live_sandboxes_win() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut books = open(directory.path());
-        let range = books.current()[0];
-        assert_eq!(books.restore(&id(1), &[(ip("10.9.0.4"), range)], &[port(None, 80)]), []);
-        assert_eq!(books.restore(&id(1), &[(ip("10.9.0.4"), range)], &[port(None, 80)]), []);
-        let left = books.restore(&id(2), &[(ip("10.9.0.4"), range)], &[]);
-        assert!(left[0].reason.contains(id(1).as_str()), "{left:?}");
-        assert_eq!(open(directory.path()).pods()[&id(1)].ports.len(), 1);
-    }
-}
+mod tests;

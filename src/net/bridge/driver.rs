@@ -1,7 +1,7 @@
 //! The bridge as a driver: what happens for one pod.
 
 use std::net::IpAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use super::books::Books;
 use super::books::Pod;
@@ -11,11 +11,10 @@ use super::nftables::{Element, elements};
 use super::pod;
 use super::ports;
 use super::range::{Range, parse_list};
-use super::{Bridge, Made, NAME, NETWORK, in_table, lock};
+use super::{Bridge, Made, NAME, NETWORK, lock};
 use crate::id::SandboxId;
 use crate::net::{
-    Address, Attachment, Dns, Driver, INTERFACE, Leftover, Live, Namespace, NetError, Protocol, Request, Route,
-    namespace,
+    Address, Attachment, Dns, Driver, INTERFACE, Leftover, Live, Namespace, NetError, Request, Route, namespace,
 };
 
 impl Driver for Bridge {
@@ -28,10 +27,7 @@ impl Driver for Bridge {
     }
 
     fn status(&self) -> Result<(), NetError> {
-        if lock(&self.made).is_some() {
-            return Ok(());
-        }
-        self.no_overlap(&lock(&self.books))
+        self.is_usable()
     }
 
     fn validate(&self, request: &Request) -> Result<(), NetError> {
@@ -61,22 +57,20 @@ impl Driver for Bridge {
         let made = self.ready()?;
         let id = &request.id;
         // An earlier try must not stand in its own way.
-        lock(&self.loopback).close(id);
-        let (pod, warnings) = self.enter_with_ports(request)?;
-        let first = pod.addresses.first().map_or(IpAddr::from([0; 4]), |(ip, _)| *ip);
-        let mac = mac(&request.mac)?.unwrap_or_else(|| link::mac_of(first));
+        let closing = lock(&self.loopback).close(id);
+        closing.wait();
+        let (pod, mac, warnings) = self.enter_with_ports(request)?;
         self.connect(id, namespace, made, mac)?;
-        let configured = namespace::inside(namespace.fd, || {
-            let socket = Socket::route().map_err(|e| Refusal {
-                step: "open netlink socket",
-                errno: e.raw_os_error().unwrap_or(libc::EIO),
-                text: String::new(),
-            });
-            pod::configure(&mut socket?, &pod.addresses)
-        });
-        configured.map_err(pod::entering)?.map_err(|refusal| refusal.about(format!("of sandbox {id}")))?;
+        let of_pod = |refusal: Refusal| refusal.about(format!("of sandbox {id}"));
+        let configure = || {
+            let mut socket = Socket::route().map_err(pod::entering)?;
+            pod::configure(&mut socket, &pod.addresses).map_err(of_pod)?;
+            Ok::<Socket, NetError>(socket)
+        };
+        let mut socket = namespace::inside(namespace.fd, configure).map_err(pod::entering)??;
         // Last: nobody is sent to a pod that is not there yet.
-        self.open_ports(&pod)?;
+        self.open_ports(id, &pod)?;
+        pod::settle(&mut socket, pod.addresses.iter().map(|(ip, _)| *ip));
         lock(&self.loopback).serve(id, &pod, self.host.as_fd())?;
         Ok(Attachment { warnings, ..attachment(&pod, made.mtu, mac) })
     }
@@ -103,13 +97,16 @@ impl Driver for Bridge {
     }
 
     fn teardown(&self, id: &SandboxId, _: Option<Namespace<'_>>) -> Vec<Leftover> {
+        let closing = lock(&self.loopback).close(id);
+        closing.wait();
         let mut books = lock(&self.books);
-        lock(&self.loopback).close(id);
         let Some(pod) = books.pods().get(id).cloned() else { return Vec::new() };
         let mut left = self.close_ports(id, &pod, &books);
         if left.is_empty() {
             left = books.release(id);
         }
+        drop(books);
+        self.forget_conversations(&pod);
         left
     }
 
@@ -138,9 +135,21 @@ impl Driver for Bridge {
         Ok(())
     }
 
+    fn watches(&self) -> Vec<OwnedFd> {
+        let descriptors = lock(&self.watch).descriptors();
+        descriptors.unwrap_or_else(|e| {
+            tracing::warn!(error = %e, "changes of the bridge by others are not seen at once");
+            Vec::new()
+        })
+    }
+
+    fn mend(&self) -> Result<(), NetError> {
+        lock(&self.watch).drain();
+        self.mend_shared()
+    }
+
     fn reset(&self) -> Vec<Leftover> {
-        // The bridge's own, which this trait's would hide: without this line nothing is taken away.
-        Bridge::reset(self)
+        self.take_away()
     }
 
     fn describe(&self) -> serde_json::Value {
@@ -159,6 +168,9 @@ impl Driver for Bridge {
             "former_ranges": text(books.known()).into_iter().filter(|r| !text(books.current()).contains(r))
                 .collect::<Vec<_>>(),
             "by_kubelet": books.is_by_kubelet(),
+            "overlap": *lock(&self.overlap),
+            "without_ipv6": self.lacks_ipv6,
+            "sources_checked": if lock(&self.table).is_by_port() { "by port" } else { "by range" },
             "isolated": self.settings.isolated,
             "masquerade": self.settings.masquerade,
             "pods": pods.collect::<Vec<_>>(),
@@ -168,9 +180,10 @@ impl Driver for Bridge {
 
 impl Bridge {
     /// As [`enter`](Self::enter), if the host ports are free; with warnings about them.
-    fn enter_with_ports(&self, request: &Request) -> Result<(Pod, Vec<String>), NetError> {
+    fn enter_with_ports(&self, request: &Request) -> Result<(Pod, Mac, Vec<String>), NetError> {
         if request.ports.is_empty() {
-            return Ok((self.enter(request)?, Vec::new()));
+            let (pod, mac) = self.enter(request)?;
+            return Ok((pod, mac, Vec::new()));
         }
         let _alone = lock(&self.trying);
         // First those of pods: they do not listen on the host, but for the daemon in their place.
@@ -180,7 +193,8 @@ impl Bridge {
             |source| NetError::Kernel { step: "enter network namespace", object: "of the host".into(), source };
         let tried: Result<Vec<String>, NetError> = namespace::inside(self.host.as_fd(), all).map_err(failed)?;
         let warnings = tried?;
-        Ok((self.enter(request)?, warnings))
+        let (pod, mac) = self.enter(request)?;
+        Ok((pod, mac, warnings))
     }
 
     /// Has the daemon listen at ::1 for all pods in the books; what cannot be served.
@@ -189,46 +203,49 @@ impl Bridge {
         lock(&self.loopback).serve_these(books.pods(), self.host.as_fd())
     }
 
-    fn open_ports(&self, pod: &Pod) -> Result<(), NetError> {
-        let wanted = elements(pod);
-        if wanted.is_empty() || lock(&self.table).add(&wanted).is_ok() {
-            return Ok(());
+    /// Brings a pod into the table: its host ports, and what it may say that it is.
+    fn open_ports(&self, id: &SandboxId, pod: &Pod) -> Result<(), NetError> {
+        let wanted = elements(id, pod);
+        let added = lock(&self.table).add(&wanted);
+        if added.is_err() {
+            // Somebody took the table away, or changed it.
+            let books = lock(&self.books);
+            let mut table = lock(&self.table);
+            let title = table.title();
+            table.rebuild(&self.layout(&books), &super::elements(&books)).map_err(|refusal| refusal.about(title))?;
         }
-        // Somebody took the table away, or changed it.
-        let books = lock(&self.books);
-        lock(&self.table).rebuild(&self.layout(&books), &super::elements(&books)).map_err(in_table)
+        let forgotten = ports::forget_before(&mut lock(&self.tracking), &mut lock(&self.route), pod);
+        if let Err(e) = forgotten {
+            tracing::debug!(sandbox = %id, error = %e, "could not forget UDP conversations");
+        }
+        Ok(())
     }
 
-    /// Takes a pod's host ports out of the table; what could not be taken.
+    /// Takes a pod out of the table; what could not be taken.
     fn close_ports(&self, id: &SandboxId, pod: &Pod, books: &Books) -> Vec<Leftover> {
-        let gone = elements(pod);
-        if gone.is_empty() {
+        let gone = elements(id, pod);
+        let mut table = lock(&self.table);
+        if gone.is_empty() || table.remove(&gone).is_ok() {
             return Vec::new();
         }
-        let mut table = lock(&self.table);
-        if table.remove(&gone).is_err() {
-            // One of them was not there: all others have to go too, so the table is made as it is without this pod.
-            let others = books.pods().iter().filter(|(other, _)| *other != id);
-            let others: Vec<Element> = others.flat_map(|(_, pod)| elements(pod)).collect();
-            let rebuilt = table
-                .exists()
-                .and_then(|exists| if exists { table.rebuild(&self.layout(books), &others) } else { Ok(()) });
-            if let Err(e) = rebuilt {
-                return vec![Leftover { what: format!("host ports of sandbox {id}"), reason: e.to_string() }];
-            }
+        // One of them was not there: all others have to go too, so the table is made as it is without this pod.
+        let others = books.pods().iter().filter(|(other, _)| *other != id);
+        let others: Vec<Element> = others.flat_map(|(id, pod)| elements(id, pod)).collect();
+        let rebuilt =
+            table.exists().and_then(|exists| if exists { table.rebuild(&self.layout(books), &others) } else { Ok(()) });
+        let what = || format!("host ports of sandbox {id}");
+        rebuilt.err().map(|e| Leftover { what: what(), reason: e.to_string() }).into_iter().collect()
+    }
+
+    /// Makes the host forget the UDP conversations with a pod that is no more.
+    fn forget_conversations(&self, pod: &Pod) {
+        if let Err(e) = ports::forget_with(&mut lock(&self.tracking), pod) {
+            tracing::debug!(pod = pod.name, error = %e, "could not forget UDP conversations");
         }
-        for port in pod.ports.iter().filter(|port| port.protocol == Protocol::Udp) {
-            for (ip, _) in &pod.addresses {
-                if let Err(e) = ports::forget_udp(table.socket(), *ip, port.host_port) {
-                    tracing::debug!(sandbox = %id, error = %e, "could not forget UDP conversations");
-                }
-            }
-        }
-        Vec::new()
     }
 
     /// Leases and claims for a request, on disk. What an earlier try left is given back first.
-    pub(super) fn enter(&self, request: &Request) -> Result<Pod, NetError> {
+    pub(super) fn enter(&self, request: &Request) -> Result<(Pod, Mac), NetError> {
         let mut books = lock(&self.books);
         if let Some(pod) = books.pods().get(&request.id).cloned() {
             self.close_ports(&request.id, &pod, &books);
@@ -237,12 +254,16 @@ impl Bridge {
             return Err(NetError::Taken { what: left.what, owner: format!("an earlier try: {}", left.reason) });
         }
         let mut is_gone = |name: &str| matches!(link::by_name(&mut lock(&self.route), name), Ok(None));
-        let pod = books.enter(&request.id, NETWORK, &request.ips, &request.ports, &mut is_gone)?;
-        books.call(&request.id, format!("{}/{}", request.namespace, request.name));
-        Ok(pod)
+        let mut pod = books.enter(&request.id, NETWORK, &request.ips, &request.ports, &mut is_gone)?;
+        let first = pod.addresses.first().map_or(IpAddr::from([0; 4]), |(ip, _)| *ip);
+        let mac = mac(&request.mac)?.unwrap_or_else(|| link::mac_of(first));
+        books.note(&request.id, format!("{}/{}", request.namespace, request.name), mac);
+        pod.mac = Some(mac);
+        Ok((pod, mac))
     }
 
-    /// Makes the pair of devices. If the bridge is not what it was, it is made anew; an end left by an earlier try goes.
+    /// Makes the pair of devices. If the bridge is not what it was, it is made anew with all that was in it; an end left
+    /// by an earlier try goes.
     fn connect(&self, id: &SandboxId, namespace: Namespace<'_>, made: Made, mac: Mac) -> Result<(), NetError> {
         let make = |made: Made| {
             let mut batch = Batch::default();
@@ -262,22 +283,9 @@ impl Bridge {
             link::delete(&mut batch, old.index);
             lock(&self.route).all(batch, &[libc::ENODEV]).map_err(|r| r.about(object()))?;
         }
-        *lock(&self.made) = None;
+        self.repair()?;
         let again = self.ready()?;
         make(again).map_err(|refusal| if refusal.errno == libc::ENODEV { first } else { refusal }.about(object()))
-    }
-
-    /// Brings back what is missing of what all pods share.
-    fn repair(&self) -> Result<(), NetError> {
-        let mut made = lock(&self.made);
-        *made = None;
-        let fresh = self.ensure()?;
-        *made = Some(fresh);
-        let left = self.put_ends_right(fresh, &lock(&self.books));
-        match left.into_iter().next() {
-            Some(first) => Err(NetError::NotReady { reason: format!("{}: {}", first.what, first.reason) }),
-            None => Ok(()),
-        }
     }
 
     /// Strangers out of the books, live sandboxes into them.
@@ -285,14 +293,18 @@ impl Bridge {
         let mut books = lock(&self.books);
         let is_stranger = |(id, pod): &(&SandboxId, &Pod)| !pod.is_new && !live.iter().any(|live| live.id == **id);
         let strangers: Vec<SandboxId> = books.pods().iter().filter(is_stranger).map(|(id, _)| id.clone()).collect();
+        let gone: Vec<Pod> = strangers.iter().filter_map(|id| books.pods().get(id).cloned()).collect();
         let mut left: Vec<Leftover> = strangers.iter().flat_map(|id| books.release(id)).collect();
         for live in live.iter().filter(|live| live.attachment.driver == NAME) {
             let range = |address: &Address| Some((address.ip, Range::new(address.ip, address.prefix).ok()?));
             let addresses: Vec<_> = live.attachment.addresses.iter().filter_map(range).collect();
             left.extend(books.restore(&live.id, &addresses, &live.attachment.ports));
+            books.note_mac(&live.id, mac(&live.attachment.mac).ok().flatten());
         }
         let mut is_gone = |name: &str| matches!(link::by_name(&mut lock(&self.route), name), Ok(None));
         left.extend(books.tidy(&mut is_gone));
+        drop(books);
+        gone.iter().for_each(|pod| self.forget_conversations(pod));
         left
     }
 }

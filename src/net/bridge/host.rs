@@ -37,7 +37,7 @@ pub fn filters_bridges() -> bool {
 
 /// Whether the kernel speaks IPv6.
 pub fn has_ipv6() -> bool {
-    path("ipv6").is_dir()
+    path("ipv6/conf").is_dir()
 }
 
 /// Lets the calling thread's namespace forward packets, and the bridge serve pods.
@@ -45,12 +45,8 @@ pub fn has_ipv6() -> bool {
 /// # Errors
 /// [`NetError::Io`] naming the switch.
 pub fn prepare(bridge: &str, ranges: &[Range]) -> Result<(), NetError> {
-    if ranges.iter().any(|range| range.is_v4()) {
-        // The host's own connections to 127.0.0.1 reach host ports by this; the table keeps pods from abusing it.
-        set(&format!("ipv4/conf/{bridge}/route_localnet"), "1")?;
-        if set("ipv4/ip_forward", "1")? {
-            tracing::info!(bridge, "turned on forwarding of IPv4 (net.ipv4.ip_forward) for pods");
-        }
+    if ranges.iter().any(|range| range.is_v4()) && set("ipv4/ip_forward", "1")? {
+        tracing::info!(bridge, "turned on forwarding of IPv4 (net.ipv4.ip_forward) for pods");
     }
     if ranges.iter().any(|range| !range.is_v4()) {
         set(&format!("ipv6/conf/{bridge}/disable_ipv6"), "0")?;
@@ -61,6 +57,17 @@ pub fn prepare(bridge: &str, ranges: &[Range]) -> Result<(), NetError> {
             set("ipv6/conf/all/forwarding", "1")?;
             tracing::info!(bridge, "turned on forwarding of IPv6 (net.ipv6.conf.all.forwarding) for pods");
         }
+    }
+    Ok(())
+}
+
+/// Lets the host's own connections to 127.0.0.1 reach host ports. The table must be there, which keeps pods from abusing it.
+///
+/// # Errors
+/// [`NetError::Io`] naming the switch.
+pub fn let_loopback_in(bridge: &str, ranges: &[Range]) -> Result<(), NetError> {
+    if ranges.iter().any(|range| range.is_v4()) {
+        set(&format!("ipv4/conf/{bridge}/route_localnet"), "1")?;
     }
     Ok(())
 }
@@ -81,15 +88,16 @@ fn keep_router_advertisements(bridge: &str) {
     }
 }
 
-/// The first route of somebody else into one of the ranges. The default route is none.
+/// The first route of somebody else to one of the ranges or a part of it. A wider one, as a default route or a VPN's
+/// halves of the internet, leads to what the bridge does not.
 ///
 /// # Errors
 /// [`NetError::Kernel`].
 pub fn overlap(socket: &mut Socket, ranges: &[Range], bridge: u32) -> Result<Option<(Range, Route)>, NetError> {
     let routes = routes(socket).map_err(|refusal| refusal.about("of the host"))?;
-    let others = routes.into_iter().filter(|route| route.prefix > 0 && (route.device != bridge || bridge == 0));
+    let others = routes.into_iter().filter(|route| route.device != bridge || bridge == 0);
     let mut pairs = others.filter_map(|route| {
-        let range = ranges.iter().find(|range| range.overlaps(route.to, route.prefix))?;
+        let range = ranges.iter().find(|range| range.contains(route.to) && route.prefix >= range.prefix())?;
         Some((*range, route))
     });
     Ok(pairs.next())

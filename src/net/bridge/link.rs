@@ -30,6 +30,7 @@ const IFLA_LINKINFO: u16 = 18;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_IFALIAS: u16 = 20;
 const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
 
 /// A hardware address.
 pub type Mac = [u8; 6];
@@ -123,6 +124,20 @@ pub fn addresses(socket: &mut Socket, index: u32) -> Result<Vec<(IpAddr, u8)>, R
         let of = number(payload.get(4..8)?)?;
         let ip = ip(attribute(payload.get(ADDRESS_HEADER..)?, IFA_ADDRESS)?)?;
         (of == index).then_some((ip, *payload.get(1)?))
+    };
+    Ok(answers.iter().filter_map(|(_, payload)| one(payload)).collect())
+}
+
+/// The addresses of all devices.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn all_addresses(socket: &mut Socket) -> Result<Vec<IpAddr>, Refusal> {
+    let answers = socket.dump("list addresses", libc::RTM_GETADDR, &emitted(&AddressMessage::default()))?;
+    let one = |payload: &[u8]| {
+        let attributes = payload.get(ADDRESS_HEADER..)?;
+        // Of a link between two, the first is the other side's.
+        ip(attribute(attributes, IFA_LOCAL).or_else(|| attribute(attributes, IFA_ADDRESS))?)
     };
     Ok(answers.iter().filter_map(|(_, payload)| one(payload)).collect())
 }

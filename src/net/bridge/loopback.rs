@@ -13,7 +13,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -50,7 +50,7 @@ pub struct Loopback {
     doors: BTreeMap<SandboxId, Vec<Door>>,
 }
 
-/// One host port. It closes, with all its connections, when it is dropped.
+/// One host port. It closes, with all its connections, when it is dropped; [`Closing`] waits for that.
 #[derive(Debug)]
 struct Door {
     port: Ports,
@@ -66,8 +66,27 @@ type Holds = std::sync::mpsc::Sender<()>;
 impl Drop for Door {
     fn drop(&mut self) {
         self.task.abort();
-        // Whoever comes next may want the port at once; tasks end when a thread of the runtime comes by.
-        self.ended.recv_timeout(CLOSE).ok();
+    }
+}
+
+/// Ports that are about to be closed.
+#[derive(Debug, Default)]
+#[must_use = "whoever comes next may want the port at once"]
+pub struct Closing(Vec<std::sync::mpsc::Receiver<()>>);
+
+impl Closing {
+    fn of(doors: Vec<Door>) -> Self {
+        // All are told before one is waited for.
+        let end = |mut door: Door| std::mem::replace(&mut door.ended, std::sync::mpsc::channel().1);
+        Self(doors.into_iter().map(end).collect())
+    }
+
+    /// Waits until no socket of them is left: tasks end when a thread of the runtime comes by.
+    pub fn wait(self) {
+        let until = Instant::now() + CLOSE;
+        for ended in self.0 {
+            ended.recv_timeout(until.saturating_duration_since(Instant::now())).ok();
+        }
     }
 }
 
@@ -85,10 +104,14 @@ impl Loopback {
         let Some(runtime) = &self.runtime else { return Ok(()) };
         let wanted: Vec<&Ports> = pod.ports.iter().filter(|port| is_served(port)).collect();
         if wanted.is_empty() {
-            self.doors.remove(id);
+            self.close(id).wait();
             return Ok(());
         }
-        let mut had = self.doors.remove(id).unwrap_or_default();
+        let is_wanted =
+            |door: &Door| wanted.iter().any(|port| door.port == **port && door.targets == targets(port, pod));
+        let (mut had, stale): (Vec<Door>, Vec<Door>) =
+            self.doors.remove(id).unwrap_or_default().into_iter().partition(is_wanted);
+        Closing::of(stale).wait();
         let (mut doors, mut failed) = (Vec::new(), None);
         for port in wanted {
             let targets = targets(port, pod);
@@ -109,7 +132,8 @@ impl Loopback {
 
     /// Serves the host ports of these pods and of no others; what could not be.
     pub fn serve_these(&mut self, pods: &BTreeMap<SandboxId, Pod>, host: BorrowedFd<'_>) -> Vec<Leftover> {
-        self.doors.retain(|id, _| pods.contains_key(id));
+        let gone: Vec<SandboxId> = self.doors.keys().filter(|id| !pods.contains_key(*id)).cloned().collect();
+        Closing::of(gone.iter().filter_map(|id| self.doors.remove(id)).flatten().collect()).wait();
         let mut left = Vec::new();
         for (id, pod) in pods.iter().filter(|(_, pod)| !pod.ports.is_empty()) {
             let what = || format!("host ports of sandbox {id} from ::1");
@@ -120,13 +144,13 @@ impl Loopback {
     }
 
     /// Closes a pod's.
-    pub fn close(&mut self, id: &SandboxId) {
-        self.doors.remove(id);
+    pub fn close(&mut self, id: &SandboxId) -> Closing {
+        Closing::of(self.doors.remove(id).unwrap_or_default())
     }
 
     /// Closes all.
     pub fn close_all(&mut self) {
-        self.doors.clear();
+        Closing::of(std::mem::take(&mut self.doors).into_values().flatten().collect()).wait();
     }
 }
 

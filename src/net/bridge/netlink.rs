@@ -111,6 +111,8 @@ pub type Answer = (u16, Vec<u8>);
 /// A socket of one protocol, in the namespace it was opened in.
 pub struct Socket {
     raw: RawSocket,
+    /// The kernel's number of it.
+    port: u32,
     sequence: u32,
     buffer: Vec<u8>,
 }
@@ -144,13 +146,18 @@ impl Socket {
 
     fn open(protocol: i32) -> io::Result<Self> {
         let mut raw = RawSocket::new(isize::try_from(protocol).unwrap_or_default())?;
-        raw.bind_auto()?;
+        let port = raw.bind_auto()?.port_number();
         raw.connect(&SocketAddr::new(0, 0))?;
         // Errors in words; without the message they are about, which we have.
         raw.set_ext_ack(true)?;
         raw.set_cap_ack(true)?;
         setsockopt(&raw.as_fd(), sockopt::ReceiveTimeout, &TimeVal::seconds(PATIENCE_SECONDS))?;
-        Ok(Self { raw, sequence: 0, buffer: Vec::with_capacity(RECEIVE_BYTES) })
+        Ok(Self { raw, port, sequence: 0, buffer: Vec::with_capacity(RECEIVE_BYTES) })
+    }
+
+    /// The number by which the kernel tells others who changed something.
+    pub fn port(&self) -> u32 {
+        self.port
     }
 
     /// Sends all messages at once, each to be acknowledged; returns what was refused.

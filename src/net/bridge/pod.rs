@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::{Duration, Instant};
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::AddressFamily;
@@ -19,6 +20,10 @@ const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RTA_TABLE: u16 = 15;
+
+/// How long the kernel may take for a fresh address, and how long it is given before it is asked again.
+const SETTLED: Duration = Duration::from_secs(1);
+const FIRST_PAUSE: Duration = Duration::from_micros(50);
 
 /// A route of the namespace's tables, as far as it matters here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +58,36 @@ pub fn configure(socket: &mut Socket, addresses: &[(IpAddr, Range)]) -> Result<L
     }
     socket.all(batch, &[])?;
     Ok(device)
+}
+
+/// Waits until the kernel takes packets for these addresses of its own. For those of IPv6 that is a moment after they
+/// were added: a worker of the kernel's joins their groups and routes them, till when what comes for them is lost, and
+/// who looks for them asks again only after a second.
+pub fn settle(socket: &mut Socket, addresses: impl IntoIterator<Item = IpAddr>) {
+    for ip in addresses.into_iter().filter(IpAddr::is_ipv6) {
+        let until = Instant::now() + SETTLED;
+        let mut pause = FIRST_PAUSE;
+        while !is_local(socket, ip) {
+            if Instant::now() > until {
+                tracing::debug!(%ip, "the kernel does not take packets for an address yet");
+                break;
+            }
+            std::thread::sleep(pause);
+            pause *= 2;
+        }
+    }
+}
+
+/// Whether what comes for an address of IPv6 is the namespace's own.
+pub fn is_local(socket: &mut Socket, ip: IpAddr) -> bool {
+    /// Where `struct rtmsg` has the type, and that of the host's own addresses.
+    const TYPE: usize = 7;
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet6;
+    message.header.destination_prefix_length = 128;
+    message.attributes.push(RouteAttribute::Destination(ip.into()));
+    let found = socket.get("look for route", libc::RTM_GETROUTE, &emitted(&message));
+    found.is_ok_and(|found| found.is_some_and(|payload| payload.get(TYPE) == Some(&libc::RTN_LOCAL)))
 }
 
 fn add_default(batch: &mut Batch, device: u32, gateway: IpAddr) {

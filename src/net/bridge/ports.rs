@@ -3,7 +3,8 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 
-use super::books::port_name;
+use super::books::{Pod, port_name};
+use super::link;
 use super::netlink::{Batch, Refusal, Socket, attribute};
 use super::nftables::Attributes;
 use crate::net::{NetError, Ports, Protocol};
@@ -50,44 +51,108 @@ fn bind_once(protocol: Protocol, address: SocketAddr) -> io::Result<()> {
 const BEGUN: u16 = 1;
 const ANSWERED: u16 = 2;
 
-/// Makes the host forget the UDP conversations with a pod by a host port: they have no end, so a client that goes on
+/// A UDP conversation that the host tracks.
+struct Conversation {
+    /// Where its first datagram went.
+    to: SocketAddr,
+    /// Who answers: another than `to`, if that was a host port of a pod.
+    by: IpAddr,
+    /// By what the kernel finds it.
+    answers: Vec<u8>,
+}
+
+/// Makes the host forget the UDP conversations with a pod by its host ports: they have no end, so a client that goes on
 /// talking would talk to the dead pod for as long as it does.
-///
-/// Looked for by port and picked out here: the kernel's own filter by an address of IPv6 takes all but that one (seen
-/// with Linux 6.18), and before Linux 5.8 there is none.
 ///
 /// # Errors
 /// The kernel's refusal.
-pub fn forget_udp(socket: &mut Socket, ip: IpAddr, host_port: u16) -> Result<(), Refusal> {
-    /// `CTA_FILTER_F_CTA_PROTO_NUM`, `…_DST_PORT`: what of the tuple counts.
-    const PROTOCOL_AND_PORT: u32 = 1 << 3 | 1 << 5;
-    const UDP: [u8; 1] = [17];
-    let (family, source, octets) = match ip {
-        IpAddr::V4(ip) => (libc::AF_INET, 1, ip.octets().to_vec()),
-        IpAddr::V6(ip) => (libc::AF_INET6, 3, ip.octets().to_vec()),
-    };
-    let header = [u8::try_from(family).unwrap_or_default(), 0, 0, 0];
-    let port = host_port.to_be_bytes();
-    let tuple = Attributes::default().nest(2, &Attributes::default().put(1, &UDP).put(3, &port));
-    let filter = Attributes::default().put(1, &PROTOCOL_AND_PORT.to_ne_bytes()).put(2, &0u32.to_ne_bytes());
-    let asked = Attributes::default().nest(BEGUN, &tuple).nest(25, &filter);
-    let kind = |message: i32| u16::try_from(libc::NFNL_SUBSYS_CTNETLINK << 8 | message).unwrap_or_default();
-    // IPCTNL_MSG_CT_GET.
-    let found = socket.dump("list UDP conversations", kind(1), &[&header[..], &asked.0].concat())?;
-    let mut batch = Batch::default();
-    for (_, payload) in &found {
-        let Some(attributes) = payload.get(header.len()..) else { continue };
-        let part = |tuple, part, kind| attribute(attribute(attribute(attributes, tuple)?, part)?, kind);
-        // Answers come from the pod.
-        let is_ours = part(ANSWERED, 1, source) == Some(&octets[..])
-            && part(BEGUN, 2, 1) == Some(&UDP[..])
-            && part(BEGUN, 2, 3) == Some(&port[..]);
-        if let Some(tuple) = attribute(attributes, ANSWERED).filter(|_| is_ours) {
-            let one = Attributes::default().nest(ANSWERED, &Attributes(tuple.to_vec()));
-            // IPCTNL_MSG_CT_DELETE.
-            let payload = [&header[..], &one.0].concat();
-            batch.push("forget UDP conversation", kind(2), netlink_packet_core::NLM_F_ACK, &payload);
+pub fn forget_with(socket: &mut Socket, pod: &Pod) -> Result<(), Refusal> {
+    forget(socket, pod, |found| found.retain(|one| pod.addresses.iter().any(|(ip, _)| *ip == one.by)))
+}
+
+/// Makes the host forget the UDP conversations by a pod's host ports that began before it was there, with nobody or with
+/// another pod: a client that goes on talking would not be led to this one. `route` tells which addresses are the host's.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn forget_before(socket: &mut Socket, route: &mut Socket, pod: &Pod) -> Result<(), Refusal> {
+    let mut failed = None;
+    forget(socket, pod, |found| {
+        found.retain(|one| !pod.addresses.iter().any(|(ip, _)| *ip == one.by));
+        if found.is_empty() {
+            return;
+        }
+        let own = link::all_addresses(route).unwrap_or_else(|e| {
+            failed = Some(e);
+            Vec::new()
+        });
+        found.retain(|one| one.to.ip().is_loopback() || own.contains(&one.to.ip()));
+    })?;
+    failed.map_or(Ok(()), Err)
+}
+
+fn forget(socket: &mut Socket, pod: &Pod, pick: impl FnOnce(&mut Vec<Conversation>)) -> Result<(), Refusal> {
+    let is_udp = |port: &&Ports| port.protocol == Protocol::Udp;
+    let ports: Vec<&Ports> = pod.ports.iter().filter(is_udp).collect();
+    if ports.is_empty() {
+        return Ok(());
+    }
+    let mut found = Vec::new();
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        if pod.addresses.iter().any(|(ip, _)| ip.is_ipv4() == (family == libc::AF_INET)) {
+            found.extend(conversations(socket, family, &ports)?);
         }
     }
+    pick(&mut found);
+    let mut batch = Batch::default();
+    for one in &found {
+        let family = if one.to.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+        let answers = Attributes::default().nest(ANSWERED, &Attributes(one.answers.clone()));
+        // IPCTNL_MSG_CT_DELETE.
+        let payload = [&header(family)[..], &answers.0].concat();
+        batch.push("forget UDP conversation", message(2), netlink_packet_core::NLM_F_ACK, &payload);
+    }
     if batch.is_empty() { Ok(()) } else { socket.all(batch, &[libc::ENOENT]) }
+}
+
+fn header(family: i32) -> [u8; 4] {
+    [u8::try_from(family).unwrap_or_default(), 0, 0, 0]
+}
+
+fn message(kind: i32) -> u16 {
+    u16::try_from(libc::NFNL_SUBSYS_CTNETLINK << 8 | kind).unwrap_or_default()
+}
+
+/// The UDP conversations by these host ports.
+///
+/// Picked out here: the kernel's own filter by an address of IPv6 takes all but that one (seen with Linux 6.18), by ports
+/// it takes one alone, and before Linux 5.8 there is none.
+fn conversations(socket: &mut Socket, family: i32, ports: &[&Ports]) -> Result<Vec<Conversation>, Refusal> {
+    /// `CTA_FILTER_F_CTA_PROTO_NUM`, `…_DST_PORT`: what of the tuple counts.
+    const PROTOCOL: u32 = 1 << 3;
+    const PORT: u32 = 1 << 5;
+    const UDP: [u8; 1] = [17];
+    let (source, reached) = if family == libc::AF_INET { (1, 2) } else { (3, 4) };
+    let (mut tuple, mut counts) = (Attributes::default().put(1, &UDP), PROTOCOL);
+    if let [port] = ports {
+        (tuple, counts) = (tuple.put(3, &port.host_port.to_be_bytes()), counts | PORT);
+    }
+    let filter = Attributes::default().put(1, &counts.to_ne_bytes()).put(2, &0u32.to_ne_bytes());
+    let asked = Attributes::default().nest(BEGUN, &Attributes::default().nest(2, &tuple)).nest(25, &filter);
+    // IPCTNL_MSG_CT_GET.
+    let answers = socket.dump("list UDP conversations", message(1), &[&header(family)[..], &asked.0].concat())?;
+    let one = |payload: &[u8]| {
+        let attributes = payload.get(header(family).len()..)?;
+        let part = |tuple, part, kind| attribute(attribute(attribute(attributes, tuple)?, part)?, kind);
+        if part(BEGUN, 2, 1)? != UDP {
+            return None;
+        }
+        let port = u16::from_be_bytes(part(BEGUN, 2, 3)?.try_into().ok()?);
+        let to = SocketAddr::new(link::ip(part(BEGUN, 1, reached)?)?, port);
+        let is_of = |ours: &&Ports| ours.host_port == port && ours.host_ip.is_none_or(|ip| ip == to.ip());
+        let answers = attribute(attributes, ANSWERED)?.to_vec();
+        let by = link::ip(part(ANSWERED, 1, source)?)?;
+        ports.iter().any(|ours| is_of(&ours)).then_some(Conversation { to, by, answers })
+    };
+    Ok(answers.iter().filter_map(|(_, payload)| one(payload)).collect())
 }

@@ -84,12 +84,6 @@ impl Range {
         self.contains(ip) && (self.first()..=self.last()).contains(&bits(ip))
     }
 
-    /// Whether they share an address.
-    pub fn overlaps(self, ip: IpAddr, prefix: u8) -> bool {
-        let shorter = Self { network: self.network, prefix: self.prefix.min(prefix) };
-        ip.is_ipv4() == self.is_v4() && (bits(ip) ^ bits(self.network)) & !shorter.host_mask() == 0
-    }
-
     /// First and last one of a pod: neither the network's own, nor the gateway's, nor IPv4's broadcast address.
     fn first(self) -> u128 {
         bits(self.network) + 2
@@ -204,16 +198,6 @@ mod tests {
             assert!(parse_list("pod_cidr", text).is_err(), "{text}");
         }
         assert_eq!(parse_list("pod_cidr", "fd00::/64, 10.1.0.0/16").unwrap().len(), 2);
-    }
-
-    #[test]
-    fn overlaps_go_both_ways() {
-        let range: Range = "10.87.0.0/16".parse().unwrap();
-        for (other, prefix, does) in [("10.0.0.0", 8, true), ("10.87.3.0", 24, true), ("10.88.0.0", 16, false)] {
-            assert_eq!(range.overlaps(ip(other), prefix), does, "{other}");
-        }
-        assert!(!range.overlaps(ip("::"), 0));
-        assert!(range.overlaps(ip("0.0.0.0"), 0));
     }
 
     #[test]

@@ -1,14 +1,17 @@
 //! The driver against a kernel: a namespace stands for the host, others are pods. They want root.
 
+mod changes;
 mod loopback;
 mod packets;
+mod sources;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 
+use super::netlink::Batch;
 use super::*;
 use crate::id::SandboxId;
 use crate::net::{Attachment, Driver, Live, Namespace, Ports, Protocol, Request};
@@ -329,21 +332,6 @@ fn the_world_sees_the_host_and_reaches_host_ports_alone() {
 }
 
 #[test]
-fn a_range_that_somebody_else_routes_is_refused_by_name() {
-    on_a_host(|directory| {
-        let _world = world();
-        let subnets = vec![([203, 0, 113, 128].into(), 25)];
-        let bridge = Bridge::open(Settings { subnets, ..settings(directory) }).unwrap();
-        for refused in [bridge.status(), TestPod::start(&bridge, &request(1)).map(drop)] {
-            assert!(refused.unwrap_err().to_string().contains("203.0.113.0/24"));
-        }
-        // kubelet knows better.
-        bridge.set_pod_cidr("203.0.113.128/25").unwrap();
-        TestPod::start(&bridge, &request(1)).unwrap();
-    });
-}
-
-#[test]
 fn a_range_that_comes_while_pods_are_up_is_in_the_table_at_once() {
     on_a_host(|directory| {
         let bridge = Bridge::open(settings(directory)).unwrap();
@@ -354,7 +342,7 @@ fn a_range_that_comes_while_pods_are_up_is_in_the_table_at_once() {
         bridge.set_pod_cidr("10.99.0.0/24").unwrap();
         let _second = TestPod::start(&bridge, &request(2)).unwrap();
         let books = lock(&bridge.books);
-        let mut table = nftables::Table::open().unwrap();
+        let mut table = nftables::Table::open("aril0").unwrap();
         let was_made = table.ensure(&bridge.layout(&books), &elements(&books)).unwrap();
         assert!(!was_made, "the table was not as it is to be");
     });

@@ -99,6 +99,13 @@ impl Expressions {
         self.expression("lookup", &Attributes::default().text(1, name).number(2, REGISTER).number(3, REGISTER))
     }
 
+    /// Goes on if the set has the key that begins in the first register, or has not.
+    pub fn is_in(self, set: &str, is_in: bool) -> Self {
+        // NFT_LOOKUP_F_INV.
+        let flags = u32::from(!is_in);
+        self.expression("lookup", &Attributes::default().text(1, set).number(2, REGISTER).number(5, flags))
+    }
+
     /// Goes on if the destination is an address of this host.
     pub fn reaching_this_host(self) -> Self {
         // NFT_FIB_RESULT_ADDRTYPE of NFTA_FIB_F_DADDR is RTN_LOCAL.

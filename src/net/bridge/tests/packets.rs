@@ -6,7 +6,7 @@ use super::nftables::Table;
 use super::*;
 
 /// Answers each datagram with a name.
-fn answer(pod: &TestPod, port: u16, name: &'static str) {
+pub fn answer(pod: &TestPod, port: u16, name: &'static str) {
     let socket = pod.inside(|| UdpSocket::bind(("::", port)).unwrap());
     std::thread::spawn(move || {
         while let Ok((_, from)) = socket.recv_from(&mut [0; 16]) {
@@ -16,7 +16,7 @@ fn answer(pod: &TestPod, port: u16, name: &'static str) {
 }
 
 /// Sends a datagram until one is answered: neighbours may have to be found first.
-fn say(socket: &UdpSocket) -> String {
+pub fn say(socket: &UdpSocket) -> String {
     socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     let mut buffer = [0; 64];
     // Answers to datagrams that were said twice.
@@ -91,8 +91,9 @@ fn sctp_is_led_to_the_pod_by_the_table() {
         let bridge = Bridge::open(settings(directory)).unwrap();
         let pod = TestPod::start(&bridge, &with_port(1, Protocol::Sctp, None, 9999)).unwrap();
         let wanted = elements(&lock(&bridge.books));
-        assert_eq!(wanted.len(), 2);
-        assert!(wanted.iter().all(|element| element.key[0] == 132));
+        let ports: Vec<_> = wanted.iter().filter(|element| element.map.family() == nftables::Family::Inet).collect();
+        assert_eq!(ports.len(), 2);
+        assert!(ports.iter().all(|element| element.key[0] == 132));
         let layout = bridge.layout(&lock(&bridge.books));
         // The kernel has exactly these: there is nothing to rebuild.
         assert!(!lock(&bridge.table).ensure(&layout, &wanted).unwrap());
