@@ -9,6 +9,7 @@ use super::credentials;
 use super::events::EventsArgs;
 use super::parse;
 use super::time;
+use super::timeline::Form;
 use crate::config::{LogFormat, LogLevel};
 
 /// Runs containers: as a Kubernetes node's container runtime (CRI), and from a shell.
@@ -375,6 +376,9 @@ pub struct PortForwardArgs {
 #[derive(Debug, Args)]
 #[allow(missing_docs)]
 pub struct InspectArgs {
+    /// Only draw where the time of its operations went; =chrome writes it for chrome://tracing and Perfetto
+    #[arg(long, value_name = "FORM", value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "bars")]
+    pub timeline: Option<Form>,
     /// Names, or beginnings of ids, of containers, pods or images
     #[arg(required = true, value_name = "NAME")]
     pub names: Vec<String>,

@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 
 use serde_json::{Map, Value, json};
 
-use super::args::Output;
+use super::args::{InspectArgs, Output};
 use super::connect::Daemon;
 use super::error::CliError;
 use super::find::{Objects, Target};
@@ -12,12 +12,17 @@ use super::list::{container_state, pod_state};
 use super::output;
 use super::request;
 use super::time;
+use super::timeline::{self, Form, Timeline};
 use crate::api::cri;
 use crate::sys;
 
 /// `aril inspect`.
-pub(super) async fn inspect(daemon: &mut Daemon, names: &[String], output: Output) -> Result<(), CliError> {
+pub(super) async fn inspect(daemon: &mut Daemon, args: &InspectArgs, output: Output) -> Result<(), CliError> {
     let objects = Objects::fetch(daemon).await?;
+    let names = &args.names;
+    if let Some(form) = args.timeline {
+        return timelines(daemon, &objects, names, form, output).await;
+    }
     let mut found = Vec::new();
     for name in names {
         found.push(match objects.target(name) {
@@ -34,6 +39,29 @@ pub(super) async fn inspect(daemon: &mut Daemon, names: &[String], output: Outpu
         });
     }
     print(&found, output)
+}
+
+/// Pods with all their containers, containers with their pods: the start of one is the start of both.
+async fn timelines(
+    daemon: &mut Daemon,
+    objects: &Objects,
+    names: &[String],
+    form: Form,
+    output: Output,
+) -> Result<(), CliError> {
+    let mut found = Vec::new();
+    for name in names {
+        let (sandbox, mut containers) = match objects.target(name)? {
+            Target::Pod(p) => (p.id.as_str(), objects.of_pod(p).collect::<Vec<_>>()),
+            Target::Container(c) => (c.pod_sandbox_id.as_str(), vec![c]),
+        };
+        containers.sort_by_key(|c| c.created_at);
+        found.push(Timeline::new(&pod(daemon, sandbox).await?)?);
+        for c in containers {
+            found.push(Timeline::new(&container(daemon, &c.id).await?)?);
+        }
+    }
+    timeline::print(&found, form, output)
 }
 
 /// `aril image inspect`.

@@ -35,6 +35,7 @@ mod session;
 mod system;
 mod terminal;
 pub mod time;
+pub mod timeline;
 mod verify;
 
 use std::io;
@@ -145,7 +146,7 @@ async fn act(daemon: &mut Daemon, command: &Command, output: Output) -> Result<(
         Command::Logs(args) => logs::logs(daemon, args).await,
         Command::Events(args) => events::events(daemon, args, output).await,
         Command::PortForward(args) => forward::forward(daemon, args).await,
-        Command::Inspect(args) => inspect::inspect(daemon, &args.names, output).await,
+        Command::Inspect(args) => inspect::inspect(daemon, args, output).await,
         Command::Start(args) => remove::start(daemon, &args.targets).await,
         Command::Stop(args) | Command::Pod(PodCommand::Stop(args)) => remove::stop(daemon, args).await,
         Command::Kill(args) => remove::kill(daemon, args).await,

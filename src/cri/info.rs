@@ -26,6 +26,7 @@ pub(super) fn sandbox(node: &Node, record: &SandboxRecord) -> Info {
         "resources": record.resources,
         "network": record.network,
         "networkNamespace": node.network().pin(&record.id),
+        "timeline": record.timeline,
         "warnings": record.warnings,
         "config": *record.config,
     }))

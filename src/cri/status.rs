@@ -181,6 +181,7 @@ pub(super) mod tests {
             resources: None,
             network: None,
             warnings: Vec::new(),
+            timeline: Vec::new(),
             unreachable: false,
             config: config.into(),
         }

@@ -41,6 +41,8 @@ pub struct SetUp {
     pub attachment: Option<Attachment>,
     /// What was done less well than asked.
     pub warnings: Vec<String>,
+    /// What took how long, in order: "namespace", "driver".
+    pub steps: Vec<(&'static str, Duration)>,
 }
 
 /// Whether pods can be connected.
@@ -169,6 +171,7 @@ impl Network {
         guarded(driver, || slot.driver.validate(request))??;
         // From here on a teardown is wanted, and gets by the id alone to all that was made.
         self.attached().insert(request.id.clone(), Connected::Begun(driver));
+        let making = Instant::now();
         let made = namespace::create();
         let object = || request.id.short().to_owned();
         let made = made.map_err(|source| NetError::Kernel {
@@ -180,9 +183,10 @@ impl Network {
         let namespace = Namespace { fd: made.as_fd(), path: path.as_deref() };
         let begun = Instant::now();
         let attachment = guarded(driver, || slot.driver.setup(request, namespace))??;
+        let steps = vec![("namespace", begun.duration_since(making)), ("driver", begun.elapsed())];
         debug!(sandbox = %request.id, driver, elapsed = ?begun.elapsed(), "network made");
         self.adopt(&request.id, &attachment);
-        Ok(SetUp { namespace: Some(made), warnings: attachment.warnings.clone(), attachment: Some(attachment) })
+        Ok(SetUp { namespace: Some(made), warnings: attachment.warnings.clone(), attachment: Some(attachment), steps })
     }
 
     /// Takes a sandbox's network away, whatever there is of it, and may be called any number of times. Always ends, and
@@ -481,7 +485,8 @@ fn without(request: &Request, problem: String) -> Result<SetUp, NetError> {
             reason: format!("no host ports: {problem}"),
         });
     }
-    Ok(SetUp { namespace: None, attachment: None, warnings: vec![format!("no network but loopback: {problem}")] })
+    let warnings = vec![format!("no network but loopback: {problem}")];
+    Ok(SetUp { namespace: None, attachment: None, warnings, steps: Vec::new() })
 }
 
 fn leftover_of(id: &SandboxId, error: &NetError) -> Leftover {

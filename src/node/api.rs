@@ -14,6 +14,7 @@ use super::index::Reservation;
 use super::pod::{Command, Pod, Reply, Wanted};
 use super::record::{ContainerRecord, SandboxRecord, VERSION, sandbox_name};
 use super::state::SandboxState;
+use super::timeline::Recorder;
 use super::{Node, now, spec};
 use crate::api::cri;
 use crate::id::{ContainerId, SandboxId};
@@ -40,10 +41,12 @@ impl Node {
             let problem = format!("no runtime handler is called {handler:?}: leave it empty, or \"aril\"");
             return Err(NodeError::invalid("runtime_handler", problem).into());
         }
+        let mut recorder = Recorder::begin("RunPodSandbox");
         let id = self.new_sandbox_id()?;
         let plan = spec::sandbox_plan(&id, &config, &self.defaults).map_err(NodeError::from)?;
         let network = spec::network(&id, &config, &self.defaults).map_err(NodeError::from)?;
         let name = sandbox_name(&config);
+        recorder.lap("plan");
         // Each round means that a sandbox of this name went away meanwhile.
         for _ in 0..ROUNDS {
             let (reply, answer) = oneshot::channel();
@@ -59,10 +62,11 @@ impl Node {
                         resources: None,
                         network: None,
                         warnings: Vec::new(),
+                        timeline: Vec::new(),
                         unreachable: false,
                         config: Arc::new(config),
                     };
-                    let pod = Pod::new(Arc::clone(self), record, Wanted { plan, network }, reply);
+                    let pod = Pod::new(Arc::clone(self), record, Wanted { plan, network, recorder }, reply);
                     tokio::spawn(pod.run(commands));
                     return answer.await.unwrap_or_else(|_| Err(gone("sandbox", &name)));
                 }

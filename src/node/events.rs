@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use super::now;
 use super::record::{ContainerRecord, SandboxRecord};
 use super::state::{ContainerState, Exit, Nanos, SandboxState};
+use super::timeline::{Operation, Step};
 
 /// How long events are kept, as containerd does.
 pub const KEPT_FOR: Duration = Duration::from_secs(5 * 60);
@@ -201,14 +202,19 @@ fn sandbox_bytes(record: &SandboxRecord) -> usize {
     let texts: usize = record.warnings.iter().map(|text| size_of::<String>() + text.len()).sum();
     // Addresses and a result of CNI take less.
     let network = record.network.as_ref().map_or(0, |_| 2048);
-    size_of::<SandboxRecord>() + record.id.as_str().len() + texts + network
+    size_of::<SandboxRecord>() + record.id.as_str().len() + texts + network + timeline_bytes(&record.timeline)
+}
+
+fn timeline_bytes(timeline: &[Operation]) -> usize {
+    let steps = timeline.iter().flat_map(|operation| &operation.steps);
+    size_of_val(timeline) + steps.map(|step| size_of::<Step>() + step.name.len()).sum::<usize>()
 }
 
 fn container_bytes(record: &ContainerRecord) -> usize {
     let text = |text: &String| size_of::<String>() + text.len();
     let layers: usize = record.layers.iter().chain(record.image_volumes.iter().flat_map(|v| &v.layers)).map(text).sum();
     let volumes = record.image_volumes.len() * 128;
-    let steps: usize = record.timeline.iter().map(|step| text(&step.name) + size_of::<u64>()).sum();
+    let steps = timeline_bytes(&record.timeline);
     let texts: usize =
         record.warnings.iter().map(text).sum::<usize>() + record.log_path.len() + record.image_name.len();
     let resources = record.resources.as_ref().map_or(0, message_bytes);

@@ -43,6 +43,7 @@ pub mod spec;
 pub mod state;
 mod stats;
 mod store;
+pub mod timeline;
 mod usage;
 
 use std::collections::BTreeSet;
@@ -57,7 +58,7 @@ pub use self::events::{Event, EventKind, EventReader, EventsLost};
 pub use self::exec::{Attachment, ExecOutput, Resizer, Session, SessionConfig};
 pub use self::machine::{cgroup_version, recursive_read_only};
 pub use self::pod::chain;
-pub use self::record::{ContainerRecord, SandboxRecord, Step, User};
+pub use self::record::{ContainerRecord, SandboxRecord, User};
 pub use self::settings::Settings;
 pub use self::stats::{ContainerNumbers, Counted, Interface, PodNumbers, Pressure, Stall, Usage, Written};
 pub use self::store::StoreError;

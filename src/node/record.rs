@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::state::{ContainerState, Nanos, SandboxState};
+use super::timeline::Operation;
 use crate::api::cri;
 use crate::id::{ContainerId, Digest, SandboxId};
 use crate::net;
@@ -40,6 +41,9 @@ pub struct SandboxRecord {
     /// What was done less well than asked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// What was done to it, and what of that took how long.
+    #[serde(rename = "operations", default, skip_serializing_if = "Vec::is_empty")]
+    pub timeline: Vec<Operation>,
     /// Its shim has not answered since the daemon started: `state` is what was known last. Never on disk.
     #[serde(skip)]
     pub unreachable: bool,
@@ -106,9 +110,9 @@ pub struct ContainerRecord {
     /// What was done less well than asked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
-    /// How long each step of the creation took.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub timeline: Vec<Step>,
+    /// What was done to it, and what of that took how long.
+    #[serde(rename = "operations", default, skip_serializing_if = "Vec::is_empty")]
+    pub timeline: Vec<Operation>,
     /// As [`SandboxRecord::unreachable`].
     #[serde(skip)]
     pub unreachable: bool,
@@ -172,15 +176,6 @@ pub struct User {
     pub groups: Vec<u32>,
 }
 
-/// One step of a creation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Step {
-    /// What was done.
-    pub name: String,
-    /// Microseconds.
-    pub elapsed_us: u64,
-}
-
 /// A request is shared by all that look at it and written like the thing itself.
 mod shared {
     use std::sync::Arc;
@@ -228,6 +223,7 @@ pub(super) mod tests {
             resources: None,
             network: None,
             warnings: Vec::new(),
+            timeline: Vec::new(),
             unreachable: false,
             config: Arc::new(cri::PodSandboxConfig { metadata: Some(metadata), ..Default::default() }),
         }

@@ -12,7 +12,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prost::Message;
 
@@ -85,6 +85,8 @@ pub struct Container {
     pub deleting: Vec<ReplyTo>,
     /// The channel has said all there is to say.
     pub channel_ended: bool,
+    /// How long its cgroup and its clone took.
+    pub cloned_in: Duration,
 }
 
 impl Container {
@@ -166,6 +168,7 @@ impl Server {
             sandbox.book.add(self.pod.hierarchies(), &cgroup.path)?;
         }
         let target = self.pid_target(&plan)?;
+        let begun = Instant::now();
         let (init, warnings) = self.pod.create(&plan, target, theirs)?;
         let key = self.poller.key();
         let container = Container {
@@ -181,6 +184,7 @@ impl Server {
             failure: None,
             deleting: Vec::new(),
             channel_ended: false,
+            cloned_in: begun.elapsed(),
         };
         self.adopt(key, container);
         Ok(())
@@ -301,7 +305,9 @@ impl Server {
         let Phase::Creating(to) = container.phase else { return };
         container.phase = Phase::Created;
         self.timers.clear(Timer::Container(key));
-        let steps = steps.into_iter().map(|(name, elapsed_us)| pb::Step { name, elapsed_us }).collect();
+        let cloned_in_us = u64::try_from(container.cloned_in.as_micros()).unwrap_or(u64::MAX);
+        let steps = std::iter::once(("clone".to_owned(), cloned_in_us)).chain(steps);
+        let steps = steps.map(|(name, elapsed_us)| pb::Step { name, elapsed_us }).collect();
         let user = container.user.encode_to_vec();
         let reply = pb::CreateReply { pid: container.pid, user, warnings, steps };
         self.reply(to, pb::reply::Body::Create(reply), Vec::new());

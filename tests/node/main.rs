@@ -44,4 +44,5 @@ mod speed;
 mod stats;
 mod streaming;
 mod stress;
+mod timeline;
 mod wire;

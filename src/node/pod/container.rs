@@ -14,6 +14,7 @@ use crate::image::Hold;
 use crate::node::error::NodeError;
 use crate::node::record::ContainerRecord;
 use crate::node::state::{ContainerEvent, ContainerState};
+use crate::node::timeline::{self, Recorder};
 use crate::node::{now, resources};
 use crate::wire::client::{Shim, WireError};
 use crate::wire::pb;
@@ -80,7 +81,13 @@ impl Pod {
             return;
         }
         let was_going = matches!(entry.record.state, ContainerState::Removing { .. });
-        Arc::make_mut(&mut entry.record).state = state;
+        let record = Arc::make_mut(&mut entry.record);
+        if !state.is_alive()
+            && let Some(recorder) = entry.stop.as_mut().and_then(Stop::ended)
+        {
+            timeline::keep(&mut record.timeline, recorder.end());
+        }
+        record.state = state;
         if !was_going {
             // How it ended is of no use to whoever goes on with its removal.
             self.save_container(id);
@@ -145,13 +152,15 @@ impl Pod {
         };
         entry.doing = Doing::Starting(vec![reply]);
         let id = id.clone();
+        let mut recorder = Recorder::begin("StartContainer");
         self.ops.push(async move {
             let result = limited("start container", id.short(), START_DEADLINE, shim.start(id.as_str())).await;
-            Done::Started(id, result)
+            recorder.lap("exec");
+            Done::Started(id, result, recorder)
         });
     }
 
-    pub(super) fn on_started(&mut self, id: &ContainerId, result: Started) {
+    pub(super) fn on_started(&mut self, id: &ContainerId, result: Started, recorder: Recorder) {
         let Some(entry) = self.containers.get_mut(id) else { return };
         let mut waiters = match std::mem::replace(&mut entry.doing, Doing::Nothing) {
             Doing::Starting(waiters) => waiters,
@@ -160,6 +169,7 @@ impl Pod {
                 Vec::new()
             }
         };
+        timeline::keep(&mut Arc::make_mut(&mut entry.record).timeline, recorder.end());
         match result {
             Ok(pb::StartReply { started_at, pid }) => {
                 self.apply(id, &ContainerEvent::Started { pid, at: started_at });

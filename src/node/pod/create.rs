@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use super::container::{Doing, Entry, erase};
@@ -18,8 +18,9 @@ use crate::disk::{self, Durability};
 use crate::id::ContainerId;
 use crate::image::{Hold, Image};
 use crate::node::error::NodeError;
-use crate::node::record::{ContainerRecord, ImageVolume, SandboxRecord, Step, User, VERSION, container_name};
+use crate::node::record::{ContainerRecord, ImageVolume, SandboxRecord, User, VERSION, container_name};
 use crate::node::state::{ContainerEvent, ContainerState};
+use crate::node::timeline::{self, Operation, Recorder};
 use crate::node::{Node, machine, now, spec};
 use crate::plan;
 use crate::wire::client::{Shim, WireError};
@@ -42,7 +43,7 @@ struct Prepared {
 /// How a creation ended.
 #[derive(Debug)]
 pub(super) enum Creation {
-    Done(Created),
+    Done(Created, Recorder),
     Undone(NodeError),
     /// It failed and not even that could be undone.
     Stuck(NodeError, NodeError),
@@ -57,8 +58,9 @@ impl Pod {
             (Some(shim), super::Doing::Nothing) if self.record.state.is_ready() => shim.clone(),
             _ => return answer(reply, Err(self.refused("create a container in it"))),
         };
-        let begun = Instant::now();
-        let prepared = self.check_target(&config).and_then(|()| prepare(&self.node, &self.record, config));
+        let mut recorder = Recorder::begin("CreateContainer");
+        let prepared =
+            self.check_target(&config).and_then(|()| prepare(&self.node, &self.record, config, &mut recorder));
         let Prepared { record, hold, plan, spec } = match prepared {
             Ok(prepared) => prepared,
             Err(e) => return answer(reply, Err(e)),
@@ -69,10 +71,8 @@ impl Pod {
         entry.doing = Doing::Creating(vec![reply]);
         self.containers.insert(id.clone(), entry);
         let node = Arc::clone(&self.node);
-        let prepared = begun.elapsed();
         self.ops.push(async move {
-            let creation = create(&node, &shim, &record, &plan, &spec).await;
-            debug!(container = %id, ?prepared, elapsed = ?begun.elapsed(), "container create ended");
+            let creation = create(&node, &shim, &record, &plan, &spec, recorder).await;
             Done::Created(id, Box::new(creation))
         });
     }
@@ -122,9 +122,11 @@ impl Pod {
             _ => Vec::new(),
         };
         match creation {
-            Creation::Done(created) => {
+            Creation::Done(created, recorder) => {
                 let pid = created.pid;
-                fill(Arc::make_mut(&mut entry.record), created);
+                let operation = fill(Arc::make_mut(&mut entry.record), created, recorder);
+                debug!(container = %id, elapsed_us = operation.elapsed_us, steps = ?operation.steps, "container made");
+                timeline::keep(&mut Arc::make_mut(&mut entry.record).timeline, operation);
                 for warning in &entry.record.warnings {
                     warn!(container = %id, "{warning}");
                 }
@@ -150,15 +152,21 @@ impl Pod {
 }
 
 /// What the creation found out.
-fn fill(record: &mut ContainerRecord, created: Created) {
+fn fill(record: &mut ContainerRecord, created: Created, mut recorder: Recorder) -> Operation {
     let plan::ResolvedUser { uid, gid, groups, .. } = created.user;
     record.user = Some(User { uid, gid, groups });
     record.warnings.extend(created.warnings);
-    record.timeline = created.steps.into_iter().map(|(name, elapsed_us)| Step { name, elapsed_us }).collect();
+    recorder.parts("shim", created.steps);
+    recorder.end()
 }
 
 /// All of the creation that needs no kernel.
-fn prepare(node: &Node, sandbox: &SandboxRecord, config: cri::ContainerConfig) -> Result<Prepared, NodeError> {
+fn prepare(
+    node: &Node,
+    sandbox: &SandboxRecord,
+    config: cri::ContainerConfig,
+    recorder: &mut Recorder,
+) -> Result<Prepared, NodeError> {
     let reference = config.image.as_ref().map(|i| i.image.as_str()).unwrap_or_default();
     if reference.is_empty() {
         return Err(spec::SpecError::Invalid { field: "image.image".to_owned(), reason: "missing".to_owned() }.into());
@@ -171,6 +179,7 @@ fn prepare(node: &Node, sandbox: &SandboxRecord, config: cri::ContainerConfig) -
         // Removed between the look-up and the hold.
         return Err(NodeError::NoImage(reference.to_owned()));
     }
+    recorder.lap("image");
     let id = node.new_container_id()?;
     let (spec, extra) = spec::container_spec(&spec::Input {
         id: &id,
@@ -182,6 +191,7 @@ fn prepare(node: &Node, sandbox: &SandboxRecord, config: cri::ContainerConfig) -
         defaults: &node.defaults,
         devices: &machine::devices,
     })?;
+    recorder.lap("spec");
     let plan = compile(&spec, &extra)?;
     let spec = serde_json::to_vec_pretty(&spec).map_err(std::io::Error::from);
     let spec = spec.map_err(NodeError::io("encode", node.settings.container_spec(&id)))?;
@@ -204,6 +214,7 @@ fn prepare(node: &Node, sandbox: &SandboxRecord, config: cri::ContainerConfig) -
         unreachable: false,
         config: Arc::new(config),
     };
+    recorder.lap("plan");
     Ok(Prepared { record, hold, plan, spec })
 }
 
@@ -273,9 +284,10 @@ async fn create(
     record: &ContainerRecord,
     plan: &plan::Container,
     spec: &[u8],
+    mut recorder: Recorder,
 ) -> Creation {
-    match try_create(node, shim, record, plan, spec).await {
-        Ok(created) => Creation::Done(created),
+    match try_create(node, shim, record, plan, spec, &mut recorder).await {
+        Ok(created) => Creation::Done(created, recorder),
         Err(e) => match undo(node, shim, record).await {
             Ok(()) => Creation::Undone(e),
             Err(left) => Creation::Stuck(e, left),
@@ -289,6 +301,7 @@ async fn try_create(
     record: &ContainerRecord,
     plan: &plan::Container,
     spec: &[u8],
+    recorder: &mut Recorder,
 ) -> Result<Created, NodeError> {
     node.store.save_container(record)?;
     let settings = &node.settings;
@@ -296,9 +309,11 @@ async fn try_create(
     node.store.save_copy(record)?;
     let path = settings.container_spec(&record.id);
     disk::write_atomic(&path, spec, Durability::Process).map_err(NodeError::io("write", &path))?;
+    recorder.lap("files");
     let created =
-        limited("create container", record.id.short(), CREATE_DEADLINE, shim.create(record.id.as_str(), plan));
-    created.await.map_err(|e| match e {
+        limited("create container", record.id.short(), CREATE_DEADLINE, shim.create(record.id.as_str(), plan)).await;
+    recorder.lap("shim");
+    created.map_err(|e| match e {
         NodeError::Shim { source: WireError::Shim { step, message, .. }, .. } if step == IMAGE_VOLUMES => {
             NodeError::ImageVolume(message)
         }

@@ -32,6 +32,7 @@ use super::error::NodeError;
 use super::record::SandboxRecord;
 use super::recover::Found;
 use super::state::SandboxEvent;
+use super::timeline::Recorder;
 use crate::api::cri;
 use crate::id::{ContainerId, SandboxId};
 use crate::wire::client::{Events, Shim};
@@ -67,11 +68,11 @@ enum Done {
     SetUp(Box<Result<SetUp, sandbox::SetUpFailed>>),
     /// None: the shim is gone.
     Found(Option<Box<Found>>),
-    ShutDown(Result<Exits, NodeError>),
+    ShutDown(Result<Exits, NodeError>, Recorder),
     Buried(Exits, Result<(), NodeError>),
     Erased(Result<(), NodeError>),
     Created(ContainerId, Box<Creation>),
-    Started(ContainerId, Started),
+    Started(ContainerId, Started, Recorder),
     Signalled(ContainerId, Result<(), NodeError>),
     Removed(ContainerId, Removed),
     Updated(ContainerId, Updated),
@@ -182,11 +183,11 @@ impl Pod {
         match done {
             Done::SetUp(result) => self.on_set_up(*result),
             Done::Found(found) => self.on_found(found.map(|found| *found)),
-            Done::ShutDown(result) => self.on_shut_down(result),
+            Done::ShutDown(result, recorder) => self.on_shut_down(result, recorder),
             Done::Buried(exits, result) => self.on_buried(&exits, result),
             Done::Erased(result) => self.on_erased(result),
             Done::Created(id, creation) => self.on_created(&id, *creation),
-            Done::Started(id, started) => self.on_started(&id, started),
+            Done::Started(id, started, recorder) => self.on_started(&id, started, recorder),
             Done::Signalled(id, result) => self.on_signalled(&id, result),
             Done::Removed(id, removed) => self.on_removed(&id, removed),
             Done::Updated(id, updated) => self.on_updated(&id, updated),

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message;
-use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
 use super::ending::{Exits, NetworkIs, clean_up, limited, read_exits, shut_down, tear_down, wait_for_end};
@@ -16,6 +15,7 @@ use crate::net;
 use crate::node::error::NodeError;
 use crate::node::record::SandboxRecord;
 use crate::node::state::{ContainerEvent, SandboxEvent, SandboxState};
+use crate::node::timeline::{self, Recorder, micros, timed};
 use crate::node::{Node, etc, now};
 use crate::plan;
 use crate::wire::client::{Events, Shim};
@@ -30,6 +30,7 @@ pub(in crate::node) struct Wanted {
     pub plan: plan::Sandbox,
     /// `None`: on the host's.
     pub network: Option<net::Request>,
+    pub recorder: Recorder,
 }
 
 /// A sandbox that stands.
@@ -132,23 +133,28 @@ impl Pod {
         self.doing = Doing::ShuttingDown;
         let (node, id, shim) = (Arc::clone(&self.node), self.record.id.clone(), self.shim.clone());
         let connected = self.record.network.is_some();
+        let mut recorder = Recorder::begin("StopPodSandbox");
         self.ops.push(async move {
             let result = shut_down(&node, &id, shim.as_ref()).await;
+            recorder.lap("shim");
             // Nothing of the pod runs any more: its address may go to another.
             if connected && result.is_ok() {
                 node.network.teardown(&id).await;
+                recorder.lap("network");
             }
-            Done::ShutDown(result)
+            Done::ShutDown(result, recorder)
         });
     }
 
-    pub(super) fn on_shut_down(&mut self, result: Result<Exits, NodeError>) {
+    pub(super) fn on_shut_down(&mut self, result: Result<Exits, NodeError>, recorder: Recorder) {
         self.doing = Doing::Nothing;
         match result {
             Ok(exits) => {
                 let killed = |_: &ContainerId| ContainerEvent::Exited { code: 137, at: now(), oom_killed: false };
                 self.end_containers(&exits, killed);
-                Arc::make_mut(&mut self.record).network = None;
+                let record = Arc::make_mut(&mut self.record);
+                record.network = None;
+                timeline::keep(&mut record.timeline, recorder.end());
                 self.transition(&SandboxEvent::Stopped { at: now() });
                 self.erase_run_dir();
                 info!(sandbox = %self.record.id, "sandbox stopped");
@@ -297,22 +303,27 @@ async fn try_set_up(
     wanted: Wanted,
     undo: &mut Option<Shim>,
 ) -> Result<SetUp, NodeError> {
-    let begun = Instant::now();
+    let Wanted { plan, network, mut recorder } = wanted;
     node.store.make_pod(&record.id)?;
     node.store.save_sandbox(&record)?;
     let run_dir = node.settings.run(&record.id);
     disk::private_dir(&run_dir).map_err(NodeError::io("make directory", &run_dir))?;
-    let persisted = begun.elapsed();
+    recorder.lap("record");
 
     // The shim starts while the pod is connected.
-    let Wanted { plan, network } = wanted;
-    let connect = connect(node, network);
-    let (network, spawned) = tokio::join!(connect, Shim::spawn(&node.spawner, &run_dir));
+    let connected = network.is_some();
+    let connect = timed(connect(node, network));
+    let ((network, connecting), (spawned, spawning)) =
+        tokio::join!(connect, timed(Shim::spawn(&node.spawner, &run_dir)));
     let spawned = spawned.map_err(NodeError::shim("spawn the shim of sandbox", record.id.short()));
     *undo = spawned.as_ref().ok().map(|(shim, _)| shim.clone());
     let network = network.map_err(NodeError::network(record.id.short()))?;
     let (shim, events) = spawned?;
-    let connected = begun.elapsed();
+    if connected {
+        recorder.span("network", connecting);
+        recorder.parts("network", network.steps.iter().map(|(name, elapsed)| (*name, micros(*elapsed))));
+    }
+    recorder.span("shim", spawning);
 
     let request = pb::SetupSandbox {
         sandbox_id: record.id.to_string(),
@@ -322,12 +333,14 @@ async fn try_set_up(
         log_directory: record.config.log_directory.clone(),
         network_given: false,
     };
-    let net::SetUp { namespace, attachment, warnings } = network;
+    let net::SetUp { namespace, attachment, warnings, steps: _ } = network;
     let set_up = shim.setup_sandbox(request, namespace);
     // The files are written while the shim is at work.
     let write_files = async { etc::write(&node.settings.etc(&record.id), &record.config, &plan, attachment.as_ref()) };
     let set_up = limited("set up sandbox", record.id.short(), SET_UP_DEADLINE, set_up);
-    let (reply, files) = tokio::join!(set_up, write_files);
+    let ((reply, setting_up), (files, writing)) = tokio::join!(timed(set_up), timed(write_files));
+    recorder.span("sandbox", setting_up);
+    recorder.span("files", writing);
     record.warnings = warnings;
     record.warnings.extend(reply?.warnings);
     record.warnings.extend(files?);
@@ -339,8 +352,10 @@ async fn try_set_up(
     }
     record.network = attachment;
     record.state = SandboxState::Ready;
+    let operation = recorder.end();
+    debug!(sandbox = %record.id, elapsed_us = operation.elapsed_us, steps = ?operation.steps, "sandbox set up");
+    timeline::keep(&mut record.timeline, operation);
     node.store.save_sandbox(&record)?;
-    debug!(sandbox = %record.id, ?persisted, ?connected, elapsed = ?begun.elapsed(), "sandbox set up");
     Ok(SetUp { record, shim, events })
 }
 
@@ -348,6 +363,6 @@ async fn try_set_up(
 async fn connect(node: &Node, request: Option<net::Request>) -> Result<net::SetUp, net::NetError> {
     match request {
         Some(request) => node.network.setup(request).await,
-        None => Ok(net::SetUp { namespace: None, attachment: None, warnings: Vec::new() }),
+        None => Ok(net::SetUp { namespace: None, attachment: None, warnings: Vec::new(), steps: Vec::new() }),
     }
 }

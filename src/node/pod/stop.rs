@@ -14,6 +14,7 @@ use super::ending::limited;
 use super::{Done, KILL_DEADLINE, Pod, Reply, answer, answer_all};
 use crate::id::ContainerId;
 use crate::node::error::{NodeError, STUCK};
+use crate::node::timeline::Recorder;
 
 /// How long a shim may take to send a signal.
 const SIGNAL_DEADLINE: Duration = Duration::from_secs(10);
@@ -36,6 +37,8 @@ pub(super) struct Stop {
     step: Step,
     deadline: Instant,
     waiters: Vec<Reply<()>>,
+    /// Until it has ended.
+    recorder: Option<Recorder>,
 }
 
 impl Stop {
@@ -44,7 +47,8 @@ impl Stop {
             Duration::ZERO => (Step::Killed, KILL_DEADLINE),
             grace => (Step::Asked, grace.min(LONGEST_GRACE)),
         };
-        Self { step, deadline: now + wait, waiters: Vec::new() }
+        let recorder = Some(Recorder::begin("StopContainer"));
+        Self { step, deadline: now + wait, waiters: Vec::new(), recorder }
     }
 
     /// A later call: shortens the grace, never lengthens it, and asks for no second signal.
@@ -54,11 +58,26 @@ impl Stop {
         }
     }
 
+    /// A step has been taken.
+    fn lap(&mut self, name: &'static str) {
+        self.recorder.iter_mut().for_each(|recorder| recorder.lap(name));
+    }
+
+    /// The container has ended: what the stop took, once.
+    pub(super) fn ended(&mut self) -> Option<Recorder> {
+        self.lap(match self.step {
+            Step::Asked => "grace",
+            Step::Killed => "kill",
+        });
+        self.recorder.take()
+    }
+
     /// What is due at `now`.
     fn due(&mut self, now: Instant) -> Due {
         match self.step {
             _ if now < self.deadline => Due::Nothing,
             Step::Asked => {
+                self.lap("grace");
                 self.step = Step::Killed;
                 self.deadline = now + KILL_DEADLINE;
                 Due::Kill
@@ -113,7 +132,15 @@ impl Pod {
         use crate::wire::client::WireError;
         match result {
             // Its end will be reported.
-            Ok(()) | Err(NodeError::Shim { source: WireError::Gone, .. }) => {}
+            Ok(()) => {
+                // Of the first signal; the time after a kill is the kill's.
+                if let Some(stop) = self.containers.get_mut(id).and_then(|entry| entry.stop.as_mut())
+                    && stop.recorder.as_ref().is_some_and(Recorder::is_new)
+                {
+                    stop.lap("signal");
+                }
+            }
+            Err(NodeError::Shim { source: WireError::Gone, .. }) => {}
             Err(e) => self.fail_stop(id, e),
         }
     }
