@@ -53,12 +53,12 @@ pub(super) const KEYS: &[Key] = &[
     },
     Key {
         name: "network.bridge",
-        wants: "the name of an interface: 1 to 15 letters, digits, '-', '_' or '.'",
+        wants: "the name of an interface but loopback: 1 to 15 letters, digits, '-', '_' or '.'",
         take: |raw, v| interface(v.as_str()?).map(|name| raw.network.bridge = name),
     },
     Key {
         name: "network.subnets",
-        wants: "one address range, or one of IPv4 and one of IPv6, like [\"10.88.0.0/16\"]",
+        wants: "one address range, or one of IPv4 and one of IPv6, like [\"10.88.0.0/16\"], all bits behind its length zero",
         take: |raw, v| subnets(v).map(|ranges| raw.network.subnets = ranges),
     },
     Key {
@@ -80,7 +80,8 @@ pub(super) const KEYS: &[Key] = &[
 
 fn interface(name: &str) -> Option<String> {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    let fits = (1..=15).contains(&name.len()) && name.chars().all(is_plain) && !matches!(name, "." | "..");
+    let is_taken = matches!(name, "." | ".." | "lo" | "all" | "default");
+    let fits = (1..=15).contains(&name.len()) && name.chars().all(is_plain) && !is_taken;
     fits.then(|| name.to_owned())
 }
 
@@ -88,7 +89,11 @@ fn subnets(value: &DeValue<'_>) -> Option<Vec<(IpAddr, u8)>> {
     let range = |v: &toml::Spanned<DeValue<'_>>| {
         let (ip, prefix) = v.get_ref().as_str()?.split_once('/')?;
         let (ip, prefix) = (ip.parse::<IpAddr>().ok()?, prefix.parse::<u8>().ok()?);
-        (prefix <= if ip.is_ipv4() { 30 } else { 126 }).then_some((ip, prefix))
+        let rest = match ip {
+            IpAddr::V4(ip) => ip.to_bits().checked_shl(prefix.into()).unwrap_or(0).into(),
+            IpAddr::V6(ip) => ip.to_bits().checked_shl(prefix.into()).unwrap_or(0),
+        };
+        (rest == 0 && prefix <= if ip.is_ipv4() { 30 } else { 126 }).then_some((ip, prefix))
     };
     let ranges: Vec<(IpAddr, u8)> = value.as_array()?.iter().map(range).collect::<Option<_>>()?;
     match ranges[..] {

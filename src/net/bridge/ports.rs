@@ -152,7 +152,7 @@ fn conversations(socket: &mut Socket, family: i32, ports: &[&Ports]) -> Result<V
         let is_of = |ours: &&Ports| ours.host_port == port && ours.host_ip.is_none_or(|ip| ip == to.ip());
         let answers = attribute(attributes, ANSWERED)?.to_vec();
         let by = link::ip(part(ANSWERED, 1, source)?)?;
-        ports.iter().any(|ours| is_of(&ours)).then_some(Conversation { to, by, answers })
+        ports.iter().any(|ours| is_of(ours)).then_some(Conversation { to, by, answers })
     };
     Ok(answers.iter().filter_map(|(_, payload)| one(payload)).collect())
 }

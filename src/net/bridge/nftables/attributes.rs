@@ -100,9 +100,9 @@ impl Expressions {
     }
 
     /// Goes on if the set has the key that begins in the first register, or has not.
-    pub fn is_in(self, set: &str, is_in: bool) -> Self {
+    pub fn listed(self, set: &str, is_listed: bool) -> Self {
         // NFT_LOOKUP_F_INV.
-        let flags = u32::from(!is_in);
+        let flags = u32::from(!is_listed);
         self.expression("lookup", &Attributes::default().text(1, set).number(2, REGISTER).number(5, flags))
     }
 

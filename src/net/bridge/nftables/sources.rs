@@ -70,22 +70,22 @@ pub fn rules() -> Vec<Expressions> {
     let [v4, v6] = [SOURCES4.name, SOURCES6.name];
     vec![
         // Whatever else is a port of the bridge is none of ours.
-        named(Expressions::default()).is_in(ENDS.name, false).verdict(Verdict::Return),
+        named(Expressions::default()).listed(ENDS.name, false).verdict(Verdict::Return),
         from(spoken(ARP))
             .payload(NETWORK, 14, 4, ADDRESS)
-            .is_in(v4, true)
+            .listed(v4, true)
             // Who it says that has the address: the header may be another's.
             .payload(NETWORK, 8, 6, HARDWARE)
-            .is_in(v4, true)
+            .listed(v4, true)
             .verdict(Verdict::Return),
-        from(spoken(IPV4)).payload(NETWORK, 12, 4, ADDRESS).is_in(v4, true).verdict(Verdict::Return),
+        from(spoken(IPV4)).payload(NETWORK, 12, 4, ADDRESS).listed(v4, true).verdict(Verdict::Return),
         neighbour(ROUTER_ADVERTISEMENT).verdict(Verdict::Drop),
         neighbour(REDIRECT).verdict(Verdict::Drop),
         from(neighbour(NEIGHBOUR_ADVERTISEMENT))
             .payload(TRANSPORT, 8, 16, ADDRESS)
-            .is_in(v6, false)
+            .listed(v6, false)
             .verdict(Verdict::Drop),
-        from(spoken(IPV6)).payload(NETWORK, 8, 16, ADDRESS).is_in(v6, true).verdict(Verdict::Return),
+        from(spoken(IPV6)).payload(NETWORK, 8, 16, ADDRESS).listed(v6, true).verdict(Verdict::Return),
         Expressions::default().verdict(Verdict::Drop),
     ]
 }

@@ -175,7 +175,9 @@ fn changes_by_others_are_told_and_mended_at_once_and_ones_own_wake_nobody() {
         bridge.mend().unwrap();
         let other = TestPod::start(&bridge, &with_port(2, Protocol::Tcp, None, 8081)).unwrap();
         assert_eq!(bridge.teardown(&other.id, None), []);
-        assert!(!is_told(&watches, Duration::ZERO), "woken by what the driver did itself");
+        // Of tables; that the bridge has a carrier since its first port, the kernel tells when it likes.
+        let of_tables = &watches[..1];
+        assert!(!is_told(of_tables, Duration::ZERO), "woken by what the driver did itself");
         let changes: [(&str, &dyn Fn()); 4] = [
             ("ruleset flushed", &flush_ruleset),
             ("bridge deleted", &|| delete(&bridge, "aril0")),
@@ -193,7 +195,7 @@ fn changes_by_others_are_told_and_mended_at_once_and_ones_own_wake_nobody() {
             old.check(&bridge).unwrap();
             bridge.mend().unwrap();
         }
-        assert!(!is_told(&watches, Duration::ZERO));
+        assert!(!is_told(of_tables, Duration::ZERO));
         // Who only asks finds all in order too.
         delete(&bridge, "aril0");
         bridge.status().unwrap();
