@@ -40,6 +40,7 @@ pub struct Client {
 /// A pod that is up.
 #[derive(Debug)]
 pub struct Up {
+    name: String,
     sandbox_id: String,
     container_id: String,
 }
@@ -85,6 +86,15 @@ impl Client {
 
     /// Run, create, start; returns once the workload obeys SIGTERM.
     pub async fn up(&mut self, pod: &mut Pod) -> Result<Up> {
+        self.start(WORKLOAD, pod).await
+    }
+
+    /// As [`up`](Self::up), with a workload that says that it is ready, and need not obey; [`kill`](Self::kill) ends it.
+    pub async fn up_with(&mut self, command: &[&str]) -> Result<Up> {
+        self.start(command, &mut Pod::default()).await
+    }
+
+    async fn start(&mut self, command: &[&str], pod: &mut Pod) -> Result<Up> {
         self.serial += 1;
         let name = format!("bench-{}", self.serial);
         let config = self.sandbox_config(&name);
@@ -100,7 +110,7 @@ impl Client {
 
         let create = cri::CreateContainerRequest {
             pod_sandbox_id: sandbox_id.clone(),
-            config: Some(self.container_config(&name)),
+            config: Some(self.container_config(&name, command)),
             sandbox_config: Some(config),
         };
         let start = Instant::now();
@@ -113,22 +123,81 @@ impl Client {
         pod.push(op::START, start.elapsed());
 
         self.await_ready(&name).await?;
-        Ok(Up { sandbox_id, container_id })
+        Ok(Up { name, sandbox_id, container_id })
+    }
+
+    /// One more container in a pod, whose output nobody waits for.
+    pub async fn add(&mut self, up: &Up, command: &[&str]) -> Result<()> {
+        self.serial += 1;
+        let mut config = self.container_config(&format!("{}-{}", up.name, self.serial), command);
+        config.log_path = format!("{}.log", self.serial);
+        let create = cri::CreateContainerRequest {
+            pod_sandbox_id: up.sandbox_id.clone(),
+            config: Some(config),
+            sandbox_config: Some(self.sandbox_config(&up.name)),
+        };
+        let container_id = self.runtime.create_container(create).await?.into_inner().container_id;
+        self.runtime.start_container(cri::StartContainerRequest { container_id }).await?;
+        Ok(())
+    }
+
+    /// Stops and removes a pod with all that is in it.
+    pub async fn kill(&mut self, up: &Up) -> Result<()> {
+        let pod_sandbox_id = || up.sandbox_id.clone();
+        self.runtime.stop_pod_sandbox(cri::StopPodSandboxRequest { pod_sandbox_id: pod_sandbox_id() }).await?;
+        self.runtime.remove_pod_sandbox(cri::RemovePodSandboxRequest { pod_sandbox_id: pod_sandbox_id() }).await?;
+        Ok(())
+    }
+
+    /// Where the workload's output goes.
+    pub fn log(&self, up: &Up) -> PathBuf {
+        self.logs.join(&up.name).join("workload.log")
+    }
+
+    /// A URL for the streams of a command, but for its input and its errors.
+    pub async fn exec_url(&mut self, up: &Up, command: &[&str]) -> Result<String> {
+        let request = cri::ExecRequest {
+            container_id: up.container_id.clone(),
+            cmd: words(command),
+            stdout: true,
+            ..Default::default()
+        };
+        Ok(self.runtime.exec(request).await?.into_inner().url)
+    }
+
+    /// A URL for connections into a pod.
+    pub async fn forward_url(&mut self, up: &Up) -> Result<String> {
+        let request = cri::PortForwardRequest { pod_sandbox_id: up.sandbox_id.clone(), port: Vec::new() };
+        Ok(self.runtime.port_forward(request).await?.into_inner().url)
+    }
+
+    /// How many containers and pods are listed.
+    pub async fn lists(&mut self) -> Result<(usize, usize)> {
+        let containers = self.runtime.list_containers(cri::ListContainersRequest::default()).await?.into_inner();
+        let pods = self.runtime.list_pod_sandbox(cri::ListPodSandboxRequest::default()).await?.into_inner();
+        Ok((containers.containers.len(), pods.items.len()))
+    }
+
+    /// How many containers' stats are listed.
+    pub async fn stats(&mut self) -> Result<usize> {
+        let stats = self.runtime.list_container_stats(cri::ListContainerStatsRequest::default()).await?.into_inner();
+        Ok(stats.stats.len())
     }
 
     async fn exec(&mut self, up: &Up, pod: &mut Pod) -> Result<()> {
-        let request = cri::ExecSyncRequest {
-            container_id: up.container_id.clone(),
-            cmd: vec!["/bin/true".to_owned()],
-            timeout: 10,
-        };
         let start = Instant::now();
-        let answer = self.runtime.exec_sync(request).await?.into_inner();
+        self.exec_sync(up, &["/bin/true"]).await?;
         pod.push(op::EXEC, start.elapsed());
-        if answer.exit_code != 0 {
-            return Err(format!("`true` exited with {}", answer.exit_code).into());
-        }
         Ok(())
+    }
+
+    /// Runs a command, which must succeed.
+    pub async fn exec_sync(&mut self, up: &Up, command: &[&str]) -> Result<()> {
+        let request = cri::ExecSyncRequest { container_id: up.container_id.clone(), cmd: words(command), timeout: 10 };
+        match self.runtime.exec_sync(request).await?.into_inner().exit_code {
+            0 => Ok(()),
+            code => Err(format!("{command:?} exited with {code}").into()),
+        }
     }
 
     /// Stop and remove the container, then the sandbox.
@@ -211,7 +280,7 @@ impl Client {
         }
     }
 
-    fn container_config(&self, name: &str) -> cri::ContainerConfig {
+    fn container_config(&self, name: &str, command: &[&str]) -> cri::ContainerConfig {
         let (key, value) = WORKLOAD_MARK.split_once('=').unwrap_or_default();
         let resources = cri::LinuxContainerResources {
             cpu_shares: CPU_SHARES,
@@ -227,7 +296,7 @@ impl Client {
         cri::ContainerConfig {
             metadata: Some(cri::ContainerMetadata { name: format!("{name}-workload"), attempt: 0 }),
             image: Some(cri::ImageSpec { image: self.image.clone(), ..Default::default() }),
-            command: WORKLOAD.iter().map(|&arg| arg.to_owned()).collect(),
+            command: words(command),
             envs: vec![cri::KeyValue { key: key.to_owned(), value: value.as_bytes().to_vec() }],
             log_path: "workload.log".to_owned(),
             linux: Some(cri::LinuxContainerConfig {
@@ -237,6 +306,10 @@ impl Client {
             ..Default::default()
         }
     }
+}
+
+fn words(command: &[&str]) -> Vec<String> {
+    command.iter().map(|&word| word.to_owned()).collect()
 }
 
 /// The host's network or the pod's own; a PID namespace for the container and an IPC namespace for the pod.

@@ -26,6 +26,7 @@ mod processes;
 mod report;
 mod runtimes;
 mod samples;
+mod streams;
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -59,6 +60,17 @@ enum Runtime {
     ArilCni,
     ContainerdRuncCni,
     ContainerdCrunCni,
+}
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// The memory of daemons and of what they keep running.
+    Memory,
+    /// Pods from start to removal.
+    Pods,
+    /// Exec, port-forward, logs, and calls where there is much.
+    Streams,
 }
 
 /// What the pods of a runtime are connected to.
@@ -120,6 +132,9 @@ struct Args {
     /// Measures only these
     #[arg(long, value_delimiter = ',', value_name = "RUNTIME")]
     only: Vec<Runtime>,
+    /// Measures only this; all of it if not given
+    #[arg(long, value_delimiter = ',', value_name = "PART")]
+    part: Vec<Part>,
     /// Pods per runtime
     #[arg(short = 'n', default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     iterations: u32,
@@ -156,6 +171,10 @@ impl Args {
     fn wants(&self, runtime: Runtime) -> bool {
         let named = self.only.is_empty() || self.only.contains(&runtime);
         named && (!self.smoke || matches!(runtime, Runtime::Floor | Runtime::Aril | Runtime::ArilBridge))
+    }
+
+    fn does(&self, part: Part) -> bool {
+        if self.smoke { part != Part::Streams } else { self.part.is_empty() || self.part.contains(&part) }
     }
 
     fn iterations(&self) -> u32 {
@@ -213,11 +232,17 @@ async fn run(args: &Args) -> Result<()> {
     };
     let mut report = Report::new(args.iterations());
     let chosen = choose(args, &host, &mut report)?;
-    for &runtime in chosen.iter().filter(|r| **r != Runtime::Floor && r.network() == Network::Host) {
+    let on_host = |r: &&Runtime| **r != Runtime::Floor && r.network() == Network::Host;
+    for &runtime in chosen.iter().filter(on_host).filter(|_| args.does(Part::Memory)) {
         memory::measure(runtime, &stage, &host, args.memory(), &mut report).await?;
     }
-    let samples = time(&chosen, &stage, &host, args.iterations()).await?;
-    report.rows(&chosen, &samples);
+    for &runtime in chosen.iter().filter(on_host).filter(|_| args.does(Part::Streams)) {
+        streams::measure(runtime, &stage, &host, &mut report).await?;
+    }
+    if args.does(Part::Pods) {
+        let samples = time(&chosen, &stage, &host, args.iterations()).await?;
+        report.rows(&chosen, &samples);
+    }
     report.print();
     report.write(&args.output)?;
     if args.smoke { report.check_smoke(&chosen) } else { Ok(()) }

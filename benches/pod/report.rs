@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::memory::Reading;
 use crate::samples::{Samples, Summary, op};
+use crate::streams::Figure;
 use crate::{Result, Runtime};
 
 /// A table: its name, whom the others are compared with, and who is in it.
@@ -39,15 +40,20 @@ pub struct Report {
     omitted: Vec<(Runtime, String)>,
     rows: Vec<(Runtime, &'static str, Summary)>,
     memory: Vec<(Runtime, Reading)>,
+    figures: Vec<(Runtime, Figure)>,
 }
 
 impl Report {
     pub fn new(iterations: u32) -> Report {
-        Report { iterations, versions: vec![], omitted: vec![], rows: vec![], memory: vec![] }
+        Report { iterations, versions: vec![], omitted: vec![], rows: vec![], memory: vec![], figures: vec![] }
     }
 
     pub fn version(&mut self, runtime: Runtime, version: String) {
         self.versions.push((runtime, version));
+    }
+
+    pub fn figure(&mut self, runtime: Runtime, figure: Figure) {
+        self.figures.push((runtime, figure));
     }
 
     /// Says why a runtime is not in the table.
@@ -89,6 +95,9 @@ impl Report {
         if !self.memory.is_empty() {
             println!("\nmemory (PSS); per pod: all processes beside daemon and workload\n{}", self.memories());
         }
+        if !self.figures.is_empty() {
+            println!("\nstreams, logs and lists\n{}", self.figures_table());
+        }
     }
 
     /// What of RunPodSandbox with CNI is not the plugins' own time, and what of a pod's start is neither theirs nor the
@@ -119,6 +128,20 @@ impl Report {
         table
     }
 
+    fn figures_table(&self) -> Table {
+        let mut table = table(&["what", "unit", "runtime", "value"], 3);
+        let mut names: Vec<&str> = self.figures.iter().map(|(_, figure)| figure.name).collect();
+        let mut seen = std::collections::HashSet::new();
+        names.retain(|name| seen.insert(*name));
+        for name in names {
+            for (runtime, figure) in self.figures.iter().filter(|(_, figure)| figure.name == name) {
+                let value = format!("{:.2}", figure.value);
+                table.add_row([name.to_owned(), figure.unit.to_owned(), runtime.name().to_owned(), value]);
+            }
+        }
+        table
+    }
+
     fn memories(&self) -> Table {
         let mut table = table(&["runtime", "pods", "daemon KiB", "per pod KiB"], 1);
         for (runtime, reading) in &self.memory {
@@ -142,7 +165,13 @@ impl Report {
                 "daemon_pss_kib": reading.daemon_pss_kib, "per_pod_pss_kib": reading.per_pod_pss_kib,
             })
         };
+        let figure = |(runtime, figure): &(Runtime, Figure)| {
+            json!({
+                "runtime": runtime.name(), "what": figure.name, "unit": figure.unit, "value": figure.value,
+            })
+        };
         json!({
+            "figures": self.figures.iter().map(figure).collect::<Vec<_>>(),
             "rows": self.rows.iter().map(row).collect::<Vec<_>>(),
             "memory": self.memory.iter().map(memory).collect::<Vec<_>>(),
         })

@@ -72,7 +72,7 @@ impl Samples {
 }
 
 /// The smallest value that `percent` of all values do not exceed (nearest rank).
-fn percentile(sorted: &[Duration], percent: usize) -> Option<&Duration> {
+pub fn percentile(sorted: &[Duration], percent: usize) -> Option<&Duration> {
     let rank = (sorted.len() * percent).div_ceil(100);
     sorted.get(rank.checked_sub(1)?)
 }

@@ -38,6 +38,17 @@ impl Process {
         line.split_whitespace().next()?.parse().ok()
     }
 
+    /// CPU seconds, its own and those of children that it has waited for; none if it is gone.
+    #[allow(dead_code)] // not every benchmark adds them up like this
+    pub fn cpu(&self) -> Option<(f64, f64)> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok()?;
+        // utime, stime, cutime and cstime (proc(5)), in hundredths.
+        let fields: Vec<f64> =
+            stat.rsplit_once(')')?.1.split_whitespace().skip(11).take(4).flat_map(str::parse).collect();
+        let [user, system, children_user, children_system] = fields[..] else { return None };
+        Some(((user + system) / 100.0, (children_user + children_system) / 100.0))
+    }
+
     /// Whether it has ended; a zombie has.
     pub fn is_gone(&self) -> bool {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();

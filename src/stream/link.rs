@@ -135,7 +135,8 @@ pub(super) struct Link {
     room: Arc<Semaphore>,
     places: Arc<Semaphore>,
     /// What was taken, of clients that keep windows.
-    taken: (mpsc::UnboundedSender<(u32, usize)>, mpsc::UnboundedReceiver<(u32, usize)>),
+    taken: mpsc::UnboundedReceiver<(u32, usize)>,
+    tell_taken: mpsc::UnboundedSender<(u32, usize)>,
     gives_up_stalled: bool,
 }
 
@@ -149,6 +150,7 @@ impl Link {
         closes: bool,
     ) -> (Self, mpsc::Receiver<Opened>) {
         let (newcomers, streams) = mpsc::channel(NEWCOMERS);
+        let (tell_taken, taken) = mpsc::unbounded_channel();
         let wire = match framing {
             Framing::Spdy => Wire::Spdy(spdy::Decoder::default()),
             Framing::Tunnel => {
@@ -168,7 +170,8 @@ impl Link {
             last: 0,
             room: Arc::new(Semaphore::new(limits::INPUT_BYTES)),
             places: Arc::new(Semaphore::new(limits::STREAMS)),
-            taken: mpsc::unbounded_channel(),
+            taken,
+            tell_taken,
             gives_up_stalled: false,
         };
         (link, streams)
@@ -218,7 +221,7 @@ impl Link {
             }
             tokio::select! {
                 readable = self.half.readable() => readable?,
-                Some((id, bytes)) = self.taken.1.recv() => {
+                Some((id, bytes)) = self.taken.recv() => {
                     self.outlet.taken(id, bytes).await;
                     continue;
                 }
@@ -361,7 +364,7 @@ impl Link {
     async fn deliver(&mut self, id: u32, bytes: Bytes) -> bool {
         let length = bytes.len();
         // Whenever it is dropped: what nobody takes is taken at once.
-        let taken = self.outlet.keeps_windows().then(|| Taken(self.taken.0.clone(), id, length));
+        let taken = self.outlet.keeps_windows().then(|| Taken(self.tell_taken.clone(), id, length));
         let Some(inlet) = self.inlets.get(&id).filter(|inlet| inlet.is_open()) else { return true };
         let (Some(input), own) = (inlet.input.clone(), Arc::clone(&inlet.room)) else { return true };
         if bytes.is_empty() {
