@@ -150,6 +150,15 @@ impl Config {
         Ok(config)
     }
 
+    /// Whether there are records of pods, of whatever state. What cannot be looked at may be there.
+    #[must_use]
+    pub fn has_pods(&self) -> bool {
+        match std::fs::read_dir(self.root.join("pods")) {
+            Ok(mut list) => list.next().is_some(),
+            Err(e) => e.kind() != io::ErrorKind::NotFound,
+        }
+    }
+
     /// The shim's program: the configured one, else beside `executable`, else in `libexec` of its prefix or `/usr`.
     ///
     /// # Errors

@@ -1,11 +1,17 @@
 //! The command line as clap parses it. Nothing is decided here; see the modules named like the commands.
 
+mod image;
+mod make;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
-use super::credentials;
+pub use self::image::{
+    ImageCommand, ImageNames, ImageRmArgs, ImportArgs, LoginArgs, LogoutArgs, PruneArgs, PullArgs, VerifyArgs,
+};
+pub use self::make::{ContainerArgs, CreateArgs, Network, PidMode, PullPolicy, RunArgs, SandboxArgs};
 use super::events::EventsArgs;
 use super::parse;
 use super::time;
@@ -132,135 +138,6 @@ pub struct ServeArgs {
     /// Leave the caller's session, so that its terminal's signals do not arrive
     #[arg(long, hide = true)]
     pub own_session: bool,
-}
-
-/// What a new container is to be; shared by `run` and `create`.
-#[derive(Debug, Clone, Default, Args)]
-#[allow(missing_docs)]
-pub struct ContainerArgs {
-    /// Name of the container, and of the pod made for it [default: made from the image's]
-    #[arg(long)]
-    pub name: Option<String>,
-    /// Put the container into this pod instead of one of its own
-    #[arg(long, value_name = "POD", conflicts_with_all = ["network", "publish", "hostname", "pid"])]
-    pub pod: Option<String>,
-    /// Keep standard input open
-    #[arg(short, long)]
-    pub interactive: bool,
-    /// Give the container a terminal; Ctrl-P Ctrl-Q leaves it running
-    #[arg(short, long)]
-    pub tty: bool,
-    /// Set an environment variable; KEY alone takes this shell's value
-    #[arg(short, long = "env", value_name = "KEY[=VALUE]", action = ArgAction::Append, value_parser = parse::env)]
-    pub env: Vec<(String, String)>,
-    /// Mount a directory or file of this machine
-    #[arg(short, long = "volume", value_name = "HOST:CONTAINER[:ro|:rw]", action = ArgAction::Append, value_parser = parse::volume)]
-    pub volumes: Vec<parse::Volume>,
-    /// User and group, by number or name
-    #[arg(short, long, value_name = "USER[:GROUP]", value_parser = parse::user)]
-    pub user: Option<parse::User>,
-    /// Directory to start in
-    #[arg(short, long, value_name = "DIR")]
-    pub workdir: Option<String>,
-    /// Run this instead of the image's entry point
-    #[arg(long, value_name = "PROGRAM")]
-    pub entrypoint: Option<String>,
-    /// Memory limit, like 64m or 1.5g
-    #[arg(short, long, value_name = "SIZE", value_parser = parse::size)]
-    pub memory: Option<i64>,
-    /// How many processors' time it may use, like 0.5
-    #[arg(long, value_name = "NUMBER", value_parser = parse::cpus)]
-    pub cpus: Option<parse::Cpus>,
-    /// Lift all restrictions; the container is as strong as root on this machine
-    #[arg(long)]
-    pub privileged: bool,
-    /// Make the root file system read-only
-    #[arg(long)]
-    pub read_only: bool,
-    #[command(flatten)]
-    pub sandbox: SandboxArgs,
-    /// Whether to ask the image's registry
-    #[arg(long, value_enum, default_value_t)]
-    pub pull: PullPolicy,
-    /// Image to run
-    pub image: String,
-    /// Command and arguments [default: the image's]
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    pub command: Vec<String>,
-}
-
-/// What a new pod is to be.
-#[derive(Debug, Clone, Default, Args)]
-#[allow(missing_docs)]
-pub struct SandboxArgs {
-    /// The pod's network
-    #[arg(long, value_enum, default_value_t)]
-    pub network: Network,
-    /// Lead a port of this machine, or as many in a row, to the pod
-    #[arg(short, long, value_name = "[IP:]PORT:PORT[/tcp|/udp|/sctp]", action = ArgAction::Append, value_parser = parse::publish)]
-    pub publish: Vec<parse::Publish>,
-    /// The pod's processes: each container's own, shared in the pod, or this machine's
-    #[arg(long, value_enum, default_value_t)]
-    pub pid: PidMode,
-    /// Host name inside [default: the pod's name]
-    #[arg(long, value_name = "NAME")]
-    pub hostname: Option<String>,
-}
-
-/// When an image is pulled before it is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub enum PullPolicy {
-    /// Where it is not here
-    #[default]
-    Missing,
-    /// In any case, so that it is as new as the registry's
-    Always,
-    /// Not at all
-    Never,
-}
-
-/// Where a pod's network comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub enum Network {
-    /// Its own, with an address that this machine and other pods reach
-    #[default]
-    Pod,
-    /// Its own with loopback alone
-    None,
-    /// This machine's network
-    Host,
-}
-
-/// Which processes a container sees.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub enum PidMode {
-    /// Its own
-    #[default]
-    Container,
-    /// Those of its pod
-    Pod,
-    /// All of this machine
-    Host,
-}
-
-#[derive(Debug, Args)]
-#[allow(missing_docs)]
-pub struct RunArgs {
-    /// Remove the container, and the pod made for it, when it ends
-    #[arg(long)]
-    pub rm: bool,
-    /// Print the container's id and leave it running
-    #[arg(short, long)]
-    pub detach: bool,
-    #[command(flatten)]
-    pub container: ContainerArgs,
-}
-
-#[derive(Debug, Args)]
-#[allow(missing_docs)]
-pub struct CreateArgs {
-    #[command(flatten)]
-    pub container: ContainerArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -424,112 +301,6 @@ pub struct RmArgs {
 
 #[derive(Debug, Subcommand)]
 #[allow(missing_docs)]
-pub enum ImageCommand {
-    /// Pull images from their registries
-    Pull(PullArgs),
-    /// Take in an OCI layout (directory or tar) or a `docker save` archive
-    Import(ImportArgs),
-    /// List images
-    Ls,
-    /// Remove names of images, and images with their last name
-    Rm(ImageRmArgs),
-    /// Remove images that nothing uses
-    Prune(PruneArgs),
-    /// Show all that is known about images
-    Inspect(ImageNames),
-    /// Show what images and containers occupy
-    Df,
-    /// Read images from the disk and compare them with what was unpacked
-    Verify(VerifyArgs),
-}
-
-#[derive(Debug, Args)]
-#[allow(missing_docs)]
-pub struct PullArgs {
-    /// User and password for the registry; every user of this machine can see them while it runs
-    /// [default: what `aril login` kept]
-    #[arg(long, value_name = "USER:PASSWORD", value_parser = credentials::parse)]
-    pub creds: Option<credentials::Login>,
-    /// Print the ids alone and show no progress
-    #[arg(short, long)]
-    pub quiet: bool,
-    /// Names like busybox, registry.k8s.io/pause:3.10 or host:5000/name@sha256:…
-    #[arg(required = true, value_name = "IMAGE")]
-    pub images: Vec<String>,
-}
-
-#[derive(Debug, Args)]
-#[allow(missing_docs)]
-pub struct LoginArgs {
-    /// User [default: asked for]
-    #[arg(short, long)]
-    pub username: Option<String>,
-    /// Read the password from standard input, and ask for nothing
-    #[arg(long)]
-    pub password_stdin: bool,
-    /// Host of the registry, with its port if it has one
-    #[arg(default_value = "docker.io")]
-    pub registry: String,
-}
-
-#[derive(Debug, Args)]
-#[allow(missing_docs)]
-pub struct LogoutArgs {
-    /// Host of the registry, with its port if it has one
-    #[arg(default_value = "docker.io")]
-    pub registry: String,
-}
-
-#[derive(Debug, Args)]
-#[allow(missing_docs)]
-pub struct PruneArgs {
-    /// Also images that have names, if no container uses them
-    #[arg(short, long)]
-    pub all: bool,
-    /// Only tell what would be removed
-    #[arg(long)]
-    pub dry_run: bool,
-}
-
-#[derive(Debug, Args)]
-#[allow(missing_docs)]
-pub struct VerifyArgs {
-    /// References, or beginnings of ids [default: all images]
-    #[arg(value_name = "IMAGE")]
-    pub images: Vec<String>,
-}
-
-#[derive(Debug, Args)]
-#[allow(missing_docs)]
-pub struct ImportArgs {
-    /// Name for the image, instead of the one it carries
-    #[arg(long, value_name = "REFERENCE")]
-    pub name: Option<String>,
-    /// Directory or archive
-    pub path: PathBuf,
-}
-
-#[derive(Debug, Args)]
-#[allow(missing_docs)]
-pub struct ImageRmArgs {
-    /// Also images that containers use, and by its id an image with several names
-    #[arg(short, long)]
-    pub force: bool,
-    /// References, or beginnings of ids
-    #[arg(required = true, value_name = "IMAGE")]
-    pub images: Vec<String>,
-}
-
-#[derive(Debug, Args)]
-#[allow(missing_docs)]
-pub struct ImageNames {
-    /// References, or beginnings of ids
-    #[arg(required = true, value_name = "IMAGE")]
-    pub images: Vec<String>,
-}
-
-#[derive(Debug, Subcommand)]
-#[allow(missing_docs)]
 pub enum NetworkCommand {
     /// List the networks there are, by their drivers
     Ls,
@@ -550,6 +321,8 @@ pub struct NetworkNames {
 pub enum SystemCommand {
     /// Remove all pods, and what aril has on this machine for them: bridges, tables, leases, logs
     Reset(ResetArgs),
+    /// End the daemon; pods go on, and the next daemon finds them
+    Stop,
 }
 
 #[derive(Debug, Args)]

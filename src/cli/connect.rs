@@ -173,7 +173,7 @@ mod tests {
         let error = Daemon::connect(&config, &global).await.unwrap_err().to_string();
         assert_eq!(
             error,
-            "no daemon listens on /nowhere/s/aril.sock (ENOENT); start one with `aril serve --state /nowhere/s`"
+            "no daemon listens on /nowhere/s/aril.sock (ENOENT); start one with `aril serve --state /nowhere/s`, or let `aril run` bring one up"
         );
     }
 }

@@ -10,7 +10,11 @@ use tonic::{Code, Status};
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum CliError {
-    #[error("no daemon listens on {} ({}); start one with `{start}`", socket.display(), errno(source))]
+    #[error(
+        "no daemon listens on {} ({}); start one with `{start}`, or let `aril run` bring one up",
+        socket.display(),
+        errno(source)
+    )]
     NoDaemon { socket: PathBuf, source: io::Error, start: String },
     #[error("the daemon refused this user at {} ({}); run aril as root", socket.display(), errno(source))]
     NotAllowed { socket: PathBuf, source: io::Error },
@@ -119,7 +123,10 @@ mod tests {
     fn an_absent_daemon_is_named_with_the_remedy() {
         let source = io::Error::from_raw_os_error(Errno::ENOENT as i32);
         let error = CliError::connect(Path::new("/run/aril/aril.sock"), source, "aril serve".into());
-        assert_eq!(error.to_string(), "no daemon listens on /run/aril/aril.sock (ENOENT); start one with `aril serve`");
+        assert_eq!(
+            error.to_string(),
+            "no daemon listens on /run/aril/aril.sock (ENOENT); start one with `aril serve`, or let `aril run` bring one up"
+        );
         let source = io::Error::from_raw_os_error(Errno::EACCES as i32);
         assert!(CliError::connect(Path::new("/s"), source, String::new()).to_string().contains("as root"));
     }

@@ -11,6 +11,8 @@ pub(super) const OWN_POD: &str = "aril/own-pod";
 pub(super) const LOG_DIRECTORY: &str = "aril/log-directory";
 /// Set to "none" on pods that are to have loopback alone, for which CRI has no word.
 pub(super) const NETWORK: &str = "aril/network";
+/// "NAME=ADDRESS", comma-separated: names in the pod's hosts file, for which CRI has no field.
+pub(super) const HOSTS: &str = "aril/hosts";
 
 /// All there is on the node, as of one moment.
 #[derive(Debug, Default)]

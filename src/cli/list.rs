@@ -13,6 +13,7 @@ use super::logs;
 use super::output::{self, Rows, short};
 use super::time;
 use crate::api::cri;
+use crate::api::node::{ListNetworkPodsRequest, NetworkPod};
 
 /// A pod as programs get it.
 #[derive(Debug, Serialize)]
@@ -24,6 +25,7 @@ struct Pod<'a> {
     attempt: u32,
     state: &'static str,
     ips: &'a [String],
+    ports: &'a [String],
     created_at: String,
     containers: Vec<&'a str>,
     labels: &'a BTreeMap<String, String>,
@@ -96,35 +98,51 @@ impl Details {
     }
 }
 
+/// `aril pods` where there is neither a daemon nor any pod.
+pub(super) fn no_pods(output: Output) -> Result<(), CliError> {
+    output::print(&match output {
+        Output::Json => output::json(&[(); 0])?,
+        Output::Table | Output::Wide => pod_table(&Objects::default(), &Addresses::new(), output == Output::Wide, 0),
+    })
+}
+
+/// `aril ps` where there is neither a daemon nor any pod.
+pub(super) fn no_containers(args: &PsArgs, output: Output) -> Result<(), CliError> {
+    let table = |wide| container_table(&Objects::default(), &Details::default(), wide, 0);
+    output::print(&match output {
+        _ if args.quiet => String::new(),
+        Output::Json => output::json(&[(); 0])?,
+        Output::Table | Output::Wide => table(output == Output::Wide),
+    })
+}
+
 /// `aril pods`.
 pub(super) async fn pods(daemon: &mut Daemon, output: Output) -> Result<(), CliError> {
     let mut objects = Objects::fetch(daemon).await?;
     objects.pods.sort_by_key(|p| std::cmp::Reverse(p.created_at));
-    let addresses = addresses(daemon, &objects.pods).await?;
+    let addresses = addresses(daemon).await?;
     output::print(&match output {
         Output::Json => output::json(&objects.pods.iter().map(|p| pod(p, &objects, &addresses)).collect::<Vec<_>>())?,
         Output::Table | Output::Wide => pod_table(&objects, &addresses, output == Output::Wide, time::now()),
     })
 }
 
-/// The addresses of pods that have some, by id.
-type Addresses = BTreeMap<String, Vec<String>>;
+/// How the pods are connected that are, by id.
+type Addresses = BTreeMap<String, Connected>;
 
-/// Asks about each pod that is up.
-async fn addresses(daemon: &mut Daemon, pods: &[cri::PodSandbox]) -> Result<Addresses, CliError> {
-    let mut all = Addresses::new();
-    for pod in pods.iter().filter(|p| p.state() == cri::PodSandboxState::SandboxReady) {
-        let request = cri::PodSandboxStatusRequest { pod_sandbox_id: pod.id.clone(), verbose: false };
-        let network = match daemon.runtime.pod_sandbox_status(request).await {
-            Ok(answer) => answer.into_inner().status.and_then(|status| status.network).unwrap_or_default(),
-            // Removed since it was listed.
-            Err(status) if status.code() == tonic::Code::NotFound => continue,
-            Err(status) => return Err(status.into()),
-        };
-        let others = network.additional_ips.into_iter().map(|ip| ip.ip);
-        all.insert(pod.id.clone(), std::iter::once(network.ip).chain(others).filter(|ip| !ip.is_empty()).collect());
-    }
-    Ok(all)
+/// Addresses without their networks' lengths, and host ports as people write them.
+#[derive(Debug, Default)]
+struct Connected {
+    ips: Vec<String>,
+    ports: Vec<String>,
+}
+
+async fn addresses(daemon: &mut Daemon) -> Result<Addresses, CliError> {
+    let pods = daemon.node.list_network_pods(ListNetworkPodsRequest {}).await?.into_inner().pods;
+    let bare = |address: &String| address.split('/').next().unwrap_or_default().to_owned();
+    let connected =
+        |pod: NetworkPod| (pod.id, Connected { ips: pod.addresses.iter().map(bare).collect(), ports: pod.ports });
+    Ok(pods.into_iter().map(connected).collect())
 }
 
 fn pod<'a>(from: &'a cri::PodSandbox, objects: &'a Objects, addresses: &'a Addresses) -> Pod<'a> {
@@ -136,7 +154,8 @@ fn pod<'a>(from: &'a cri::PodSandbox, objects: &'a Objects, addresses: &'a Addre
         uid: metadata.map_or("", |m| &m.uid),
         attempt: metadata.map_or(0, |m| m.attempt),
         state: pod_state(from.state()),
-        ips: addresses.get(&from.id).map_or(&[], Vec::as_slice),
+        ips: addresses.get(&from.id).map_or(&[], |connected| connected.ips.as_slice()),
+        ports: addresses.get(&from.id).map_or(&[], |connected| connected.ports.as_slice()),
         created_at: time::format(from.created_at),
         containers: objects.of_pod(from).map(|c| c.id.as_str()).collect(),
         labels: &from.labels,
@@ -147,7 +166,7 @@ fn pod<'a>(from: &'a cri::PodSandbox, objects: &'a Objects, addresses: &'a Addre
 fn pod_table(objects: &Objects, addresses: &Addresses, wide: bool, now: i64) -> String {
     let mut headings = vec!["POD ID", "NAME", "NAMESPACE", "STATE", "IP", "CONTAINERS", "AGE"];
     if wide {
-        headings.extend(["UID", "ATTEMPT"]);
+        headings.extend(["PORTS", "UID", "ATTEMPT"]);
     }
     let mut rows = Rows::new(&headings);
     for pod in &objects.pods {
@@ -158,12 +177,13 @@ fn pod_table(objects: &Objects, addresses: &Addresses, wide: bool, now: i64) -> 
             metadata.name,
             metadata.namespace,
             pod_state(pod.state()).to_owned(),
-            addresses.get(&pod.id).map(|all| all.join(",")).unwrap_or_default(),
+            addresses.get(&pod.id).map(|connected| connected.ips.join(",")).unwrap_or_default(),
             format!("{running}/{}", objects.of_pod(pod).count()),
             time::age(pod.created_at, now),
         ];
         if wide {
-            cells.extend([metadata.uid, metadata.attempt.to_string()]);
+            let ports = addresses.get(&pod.id).map(|connected| connected.ports.join(",")).unwrap_or_default();
+            cells.extend([ports, metadata.uid, metadata.attempt.to_string()]);
         }
         rows.add(cells);
     }
@@ -292,7 +312,8 @@ mod tests {
     }
 
     fn addresses() -> Addresses {
-        [("a".repeat(64), vec!["10.0.0.2".to_owned(), "fd::2".to_owned()])].into()
+        let ips = vec!["10.0.0.2".to_owned(), "fd::2".to_owned()];
+        [("a".repeat(64), Connected { ips, ports: vec!["8080:80/tcp".to_owned()] })].into()
     }
 
     #[test]
@@ -303,6 +324,7 @@ mod tests {
             "POD ID        NAME  NAMESPACE  STATE  IP              CONTAINERS  AGE\n\
              aaaaaaaaaaaa  web   default    ready  10.0.0.2,fd::2  1/1         59s\n"
         );
+        assert!(pod_table(&objects(), &addresses(), true, now).contains("  59s  8080:80/tcp  "));
         assert_eq!(
             container_table(&objects(), &Details::default(), false, now),
             "CONTAINER ID  NAME  POD  IMAGE         STATE    AGE\n\
@@ -337,6 +359,7 @@ mod tests {
         assert!(value.get("pid").is_none());
         let value = serde_json::to_value(pod(&all.pods[0], &all, &addresses)).unwrap();
         assert_eq!(value["ips"], serde_json::json!(["10.0.0.2", "fd::2"]));
+        assert_eq!(value["ports"], serde_json::json!(["8080:80/tcp"]));
         assert_eq!(value["containers"][0], "b".repeat(64));
     }
 }

@@ -119,11 +119,27 @@ async fn with_daemon(cli: &Cli, config: &Config) -> Result<u8, CliError> {
         | Command::Pod(PodCommand::Create(_))
         | Command::Pull(_)
         | Command::Image(_)
-        | Command::System(_) => Daemon::connect_or_start(config, &cli.global).await,
+        | Command::System(SystemCommand::Reset(_)) => Daemon::connect_or_start(config, &cli.global).await,
         _ => Daemon::connect(config, &cli.global).await,
     };
     if let Command::Version = cli.command {
         return about::version(connected, output).await.map(|()| 0);
+    }
+    // A socket alone does not say where its daemon keeps its records.
+    let named = overrides(&cli.global);
+    let is_empty = || (named.socket.is_none() || named.root.is_some()) && !config.has_pods();
+    match (&cli.command, &connected) {
+        // Nothing is there, and that is no error: the daemon that `run` brings up ends with the last pod.
+        (Command::Pods | Command::Pod(PodCommand::Ls), Err(CliError::NoDaemon { .. })) if is_empty() => {
+            return list::no_pods(output).map(|()| 0);
+        }
+        (Command::Ps(args), Err(CliError::NoDaemon { .. })) if is_empty() => {
+            return list::no_containers(args, output).map(|()| 0);
+        }
+        (Command::System(SystemCommand::Stop), Err(CliError::NoDaemon { .. })) => {
+            return output::print("no daemon runs\n").map(|()| 0);
+        }
+        _ => {}
     }
     let daemon = &mut connected?;
     match &cli.command {
@@ -162,6 +178,7 @@ async fn act(daemon: &mut Daemon, command: &Command, output: Output) -> Result<(
         Command::Network(NetworkCommand::Ls) => network::ls(daemon, output).await,
         Command::Network(NetworkCommand::Inspect(args)) => network::inspect(daemon, &args.drivers, output).await,
         Command::System(SystemCommand::Reset(args)) => system::reset(daemon, args, output).await,
+        Command::System(SystemCommand::Stop) => system::stop(daemon, output).await,
         Command::Info => about::info(daemon, output).await,
         // Dealt with before.
         Command::Serve(_)

@@ -119,6 +119,12 @@ pub(super) fn bytes(count: u64) -> String {
     }
 }
 
+/// "1 pod", "2 pods".
+#[must_use]
+pub(super) fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
 /// The part of an id that people read: 12 digits, without the algorithm.
 #[must_use]
 pub(super) fn short(id: &str) -> &str {
@@ -160,6 +166,14 @@ mod tests {
             assert_eq!(bytes(count), text);
         }
         assert_eq!(bytes(u64::MAX), "16777215 TiB");
+    }
+
+    #[test]
+    fn one_is_one() {
+        assert_eq!(
+            (count(0, "pod"), count(1, "pod"), count(2, "image")),
+            ("0 pods".into(), "1 pod".into(), "2 images".into())
+        );
     }
 
     #[test]

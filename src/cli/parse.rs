@@ -1,6 +1,6 @@
 //! Values of flags, from text: sizes, processors, variables, volumes, users.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::api::cri::Protocol;
 
@@ -117,10 +117,7 @@ pub(super) fn publish(text: &str) -> Result<Publish, String> {
     let (rest, pod) = rest.rsplit_once(':').ok_or_else(usage)?;
     let (ip, host) = match rest.rsplit_once(':') {
         None => (None, rest),
-        Some((ip, host)) => {
-            let bare = ip.strip_prefix('[').and_then(|ip| ip.strip_suffix(']')).unwrap_or(ip);
-            (Some(bare.parse().map_err(|_| format!("{ip:?} is no address of this machine"))?), host)
-        }
+        Some((ip, host)) => (Some(address(ip).ok_or_else(|| not_an_address(ip, text))?), host),
     };
     let (host, pod) = (ports(host).ok_or_else(usage)?, ports(pod).ok_or_else(usage)?);
     if host.1 != pod.1 {
@@ -136,14 +133,45 @@ pub(super) fn forward(text: &str) -> Result<Forward, String> {
     let (rest, remote) = text.rsplit_once(':').ok_or_else(usage)?;
     let (address, local) = match rest.rsplit_once(':') {
         None => (Ipv4Addr::LOCALHOST.into(), rest),
-        Some((ip, local)) => {
-            let bare = ip.strip_prefix('[').and_then(|ip| ip.strip_suffix(']')).unwrap_or(ip);
-            let advice = format!("{ip:?} is no address of this machine; write [ADDRESS:]LOCAL:REMOTE");
-            (bare.parse().map_err(|_| advice)?, local)
-        }
+        Some((ip, local)) => (address(ip).ok_or_else(|| not_an_address(ip, text))?, local),
     };
     let remote = number(remote).filter(|port| *port != 0).ok_or_else(usage)?;
     Ok(Forward { address, local: number(local).ok_or_else(usage)?, remote })
+}
+
+/// An address before a port: one of IPv6 only in brackets, since without them nobody can tell where it ends.
+fn address(text: &str) -> Option<IpAddr> {
+    match text.strip_prefix('[').and_then(|ip| ip.strip_suffix(']')) {
+        Some(ip) => ip.parse::<Ipv6Addr>().ok().map(IpAddr::V6),
+        None => text.parse::<Ipv4Addr>().ok().map(IpAddr::V4),
+    }
+}
+
+fn not_an_address(address: &str, whole: &str) -> String {
+    match address.parse::<Ipv6Addr>() {
+        Ok(_) => format!(
+            "{whole:?} has an address of IPv6 without brackets; write {}",
+            whole.replacen(address, &format!("[{address}]"), 1)
+        ),
+        Err(_) => format!("{address:?} is no address of this machine; write one like 127.0.0.1 or [::1]"),
+    }
+}
+
+/// `NAME:ADDRESS`, for a pod's hosts file; an address of IPv6 with or without brackets, as nothing follows it.
+pub(super) fn host_entry(text: &str) -> Result<(String, IpAddr), String> {
+    let usage = || format!("{text:?} is no name and its address; write db:192.0.2.7 or db:[2001:db8::7]");
+    let (name, ip) = text.split_once(':').ok_or_else(usage)?;
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    let is_name = (1..=255).contains(&name.len()) && name.chars().all(is_plain) && !name.starts_with(['-', '.']);
+    let ip = ip.parse().ok().or_else(|| address(ip)).filter(|_| is_name).ok_or_else(usage)?;
+    Ok((name.to_owned(), ip))
+}
+
+/// A domain of one word.
+pub(super) fn domain(text: &str) -> Result<String, String> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    let fits = (1..=255).contains(&text.len()) && text.chars().all(is_plain);
+    fits.then(|| text.to_owned()).ok_or_else(|| format!("{text:?} is no domain; write one like example.org"))
 }
 
 /// The first of some ports, and how many.
@@ -306,6 +334,34 @@ mod tests {
         for bad in ["/a", ":/b", "/a:b", "/a:/b:rw:x", "/a:/b:exec"] {
             assert!(volume(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn an_address_of_ipv6_before_a_port_wants_brackets() {
+        let told = |result: Result<String, String>| result.unwrap_err();
+        let published = |text: &str| publish(text).map(|p| format!("{:?}", p.ip));
+        assert_eq!(published("[::1]:8080:80").unwrap(), "Some(::1)");
+        assert_eq!(published("127.0.0.1:8080:80").unwrap(), "Some(127.0.0.1)");
+        let error = told(published("2001:db8::7:8080:80/udp"));
+        assert!(error.contains("write [2001:db8::7]:8080:80/udp"), "{error}");
+        let error = told(forward("::1:8080:80").map(|f| format!("{f:?}")));
+        assert!(error.contains("write [::1]:8080:80"), "{error}");
+        for bad in ["[127.0.0.1]:8080:80", "[::1:8080:80", "host:8080:80"] {
+            assert!(told(published(bad)).contains("no address of this machine"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn host_entries_and_domains() {
+        let ip = |text: &str| host_entry(text).map(|(name, ip)| format!("{name} {ip}"));
+        for text in ["db:2001:db8::7", "db:[2001:db8::7]"] {
+            assert_eq!(ip(text).unwrap(), "db 2001:db8::7");
+        }
+        assert_eq!(ip("db.example_1:192.0.2.7").unwrap(), "db.example_1 192.0.2.7");
+        for bad in ["db", "db:", ":1.2.3.4", "d b:1.2.3.4", "-d:1.2.3.4", "d,e:1.2.3.4", "d=e:1.2.3.4", "db:host"] {
+            assert!(ip(bad).unwrap_err().contains("write db:192.0.2.7"), "{bad}");
+        }
+        assert!(domain("a.example").is_ok() && domain("a b").is_err() && domain("").is_err());
     }
 
     #[test]

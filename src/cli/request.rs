@@ -1,13 +1,15 @@
 //! From flags to CRI requests. Pure but for the random part of names.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use super::args::{ContainerArgs, Network, PidMode, SandboxArgs};
 use super::connect::absolute;
 use super::error::CliError;
-use super::find::{LOG_DIRECTORY, NETWORK, OWN_POD};
+use super::find::{HOSTS, LOG_DIRECTORY, NETWORK, OWN_POD};
 use super::parse::{NumberOrName, Publish, Volume};
 use crate::api::cri;
 
@@ -26,7 +28,7 @@ pub(super) struct NewPod<'a> {
 /// The sandbox that the flags describe.
 pub(super) fn sandbox(new: &NewPod<'_>, args: &SandboxArgs, privileged: bool) -> cri::PodSandboxConfig {
     let logs = new.logs.to_string_lossy().into_owned();
-    let mut annotations: std::collections::BTreeMap<String, String> = [(LOG_DIRECTORY.to_owned(), logs.clone())].into();
+    let mut annotations: BTreeMap<String, String> = [(LOG_DIRECTORY.to_owned(), logs.clone())].into();
     if new.own {
         annotations.insert(OWN_POD.to_owned(), "true".to_owned());
     }
@@ -44,6 +46,10 @@ pub(super) fn sandbox(new: &NewPod<'_>, args: &SandboxArgs, privileged: bool) ->
     if args.network == Network::None {
         annotations.insert(NETWORK.to_owned(), "none".to_owned());
     }
+    if !args.add_host.is_empty() {
+        let entries: Vec<String> = args.add_host.iter().map(|(name, ip)| format!("{name}={ip}")).collect();
+        annotations.insert(HOSTS.to_owned(), entries.join(","));
+    }
     cri::PodSandboxConfig {
         metadata: Some(cri::PodSandboxMetadata {
             name: new.name.to_owned(),
@@ -53,6 +59,7 @@ pub(super) fn sandbox(new: &NewPod<'_>, args: &SandboxArgs, privileged: bool) ->
         }),
         hostname,
         log_directory: logs,
+        dns_config: dns(args),
         port_mappings: args.publish.iter().flat_map(mappings).collect(),
         annotations,
         linux: Some(cri::LinuxPodSandboxConfig { security_context: Some(security), ..Default::default() }),
@@ -90,15 +97,43 @@ pub(super) fn image(name: &str) -> cri::ImageSpec {
     cri::ImageSpec { image: name.to_owned(), user_specified_image: name.to_owned(), ..Default::default() }
 }
 
-/// Refuses ports that lead to a pod without a network of its own.
+/// Refuses ports that lead to a pod without a network of its own, and one that leads to two ports.
 pub(super) fn check_ports(args: &SandboxArgs) -> Result<(), CliError> {
     let reason = match args.network {
         _ if args.publish.is_empty() => return Ok(()),
         Network::Host => "--publish with --network host: the pod's ports are this machine's already",
         Network::None => "--publish with --network none: nothing leads into such a pod; use --network pod",
-        Network::Pod => return Ok(()),
+        Network::Pod => return check_twice(&args.publish),
     };
     Err(CliError::Usage(reason.to_owned()))
+}
+
+fn check_twice(publish: &[Publish]) -> Result<(), CliError> {
+    let mut seen: BTreeMap<(i32, Option<IpAddr>, i32), i32> = BTreeMap::new();
+    for one in publish {
+        // The address of no machine in particular is all of them.
+        let ip = one.ip.filter(|ip| !ip.is_unspecified());
+        for port in mappings(one) {
+            match seen.insert((port.protocol, ip, port.host_port), port.container_port) {
+                Some(other) if other != port.container_port => {
+                    return Err(CliError::Usage(format!(
+                        "--publish: port {} of this machine is to lead to port {other} and to port {} of the pod; \
+                         choose another for one of them",
+                        port.host_port, port.container_port
+                    )));
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `None` leaves it to what this machine has.
+fn dns(args: &SandboxArgs) -> Option<cri::DnsConfig> {
+    let servers: Vec<String> = args.dns.iter().map(ToString::to_string).collect();
+    let is_asked = !(servers.is_empty() && args.dns_search.is_empty());
+    is_asked.then(|| cri::DnsConfig { servers, searches: args.dns_search.clone(), options: Vec::new() })
 }
 
 fn mappings(publish: &Publish) -> impl Iterator<Item = cri::PortMapping> {
@@ -279,6 +314,37 @@ mod tests {
         let none = SandboxArgs { network: Network::None, ..Default::default() };
         let alone = sandbox(&pod(), &none, false);
         assert_eq!(alone.annotations.get(NETWORK).map(String::as_str), Some("none"));
+    }
+
+    #[test]
+    fn a_port_of_this_machine_leads_to_one_of_the_pod() {
+        let check = |ports: &[&str]| {
+            let publish = ports.iter().map(|text| parse::publish(text).unwrap()).collect();
+            check_ports(&SandboxArgs { publish, ..Default::default() }).map_err(|e| e.to_string())
+        };
+        let error = check(&["8080:80", "8080:81"]).unwrap_err();
+        assert!(error.contains("port 8080 ") && error.contains("80 and") && error.contains("81 of"), "{error}");
+        assert!(check(&["8080-8090:80-90", "8085:9"]).is_err());
+        assert!(check(&["0.0.0.0:8080:80", "8080:81"]).is_err(), "both are all addresses");
+        for fine in [["8080:80", "8080:80"], ["8080:80", "8080:81/udp"], ["127.0.0.1:1:1", "127.0.0.2:1:2"]] {
+            assert_eq!(check(&fine), Ok(()), "{fine:?}");
+        }
+    }
+
+    #[test]
+    fn name_service_goes_into_the_sandbox() {
+        let args = SandboxArgs {
+            dns: vec!["192.0.2.53".parse().unwrap()],
+            dns_search: vec!["a.example".into()],
+            add_host: vec![parse::host_entry("db:192.0.2.7").unwrap(), parse::host_entry("six:fd00::7").unwrap()],
+            ..Default::default()
+        };
+        let config = sandbox(&pod(), &args, false);
+        let dns = config.dns_config.unwrap();
+        assert_eq!((dns.servers, dns.searches), (vec!["192.0.2.53".to_owned()], vec!["a.example".to_owned()]));
+        assert_eq!(config.annotations[HOSTS], "db=192.0.2.7,six=fd00::7");
+        let config = sandbox(&pod(), &SandboxArgs::default(), false);
+        assert!(config.dns_config.is_none() && !config.annotations.contains_key(HOSTS));
     }
 
     #[test]

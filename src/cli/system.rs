@@ -1,8 +1,13 @@
-//! `aril system reset`: this machine as it was before the first pod.
+//! `aril system`: end the daemon, or have this machine as it was before the first pod.
 
 use std::io::{self, BufRead, IsTerminal, Read};
+use std::os::fd::AsFd;
+use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use serde_json::json;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use super::args::{Output, ResetArgs};
 use super::connect::Daemon;
@@ -12,14 +17,18 @@ use super::output;
 use super::remove;
 use super::request;
 use crate::api::cri;
-use crate::api::node::SystemResetRequest;
+use crate::api::node::{InfoRequest, SystemResetRequest};
+use crate::sys::process;
 
 /// `aril system reset`.
 pub(super) async fn reset(daemon: &mut Daemon, args: &ResetArgs, output: Output) -> Result<(), CliError> {
     let objects = Objects::fetch(daemon).await?;
     let running = objects.containers.iter().filter(|c| c.state() == cri::ContainerState::ContainerRunning).count();
     if running > 0 && !args.stop {
-        let message = format!("{running} containers are running; stop them first, or with --stop here");
+        let message = match running {
+            1 => "1 container is running; stop it first, or with --stop here".to_owned(),
+            _ => format!("{running} containers are running; stop them first, or with --stop here"),
+        };
         return Err(CliError::Failed(message));
     }
     let images = match args.all {
@@ -27,7 +36,8 @@ pub(super) async fn reset(daemon: &mut Daemon, args: &ResetArgs, output: Output)
         false => Vec::new(),
     };
     if !args.force {
-        confirm(&format!("remove {} pods, their network and {} images", objects.pods.len(), images.len()))?;
+        let (pods, images) = (output::count(objects.pods.len(), "pod"), output::count(images.len(), "image"));
+        confirm(&format!("remove {pods} with their network, and {images}"))?;
     }
     let mut left = Vec::new();
     for pod in &objects.pods {
@@ -49,6 +59,41 @@ pub(super) async fn reset(daemon: &mut Daemon, args: &ResetArgs, output: Output)
     tell(objects.pods.len(), images.len(), &left, output)
 }
 
+/// How long a daemon may take to end: it first answers what it was asked.
+const END_DEADLINE: Duration = Duration::from_secs(30);
+
+/// `aril system stop`.
+pub(super) async fn stop(daemon: &mut Daemon, output: Output) -> Result<(), CliError> {
+    let failed = |doing: &str, pid: i32, e| CliError::io(format!("{doing} daemon {pid}"), e);
+    let about = daemon.node.info(InfoRequest {}).await?.into_inner();
+    let process = process::pidfd_open(about.pid).map_err(|e| failed("find", about.pid, e))?;
+    // It still answers, so the process that was found is the one that was meant.
+    let again = daemon.node.info(InfoRequest {}).await?.into_inner();
+    if again.pid != about.pid {
+        return Err(CliError::Failed("the daemon was replaced by another one meanwhile; try again".to_owned()));
+    }
+    process::pidfd_signal(process.as_fd(), Signal::SIGTERM as i32).map_err(|e| failed("end", about.pid, e))?;
+    // tokio's other constructors are unsafe because a type might change its descriptor under way; an `OwnedFd` cannot.
+    #[allow(deprecated)]
+    let watched = AsyncFd::with_interest(process, Interest::READABLE).map_err(|e| failed("watch", about.pid, e))?;
+    let over = tokio::time::timeout(END_DEADLINE, watched.readable()).await;
+    let Ok(over) = over else {
+        let limit = END_DEADLINE.as_secs();
+        let message = format!("daemon {} was told to end, and has not within {limit} s; look at its log", about.pid);
+        return Err(CliError::Failed(message));
+    };
+    over.map(drop).map_err(|e| failed("watch", about.pid, e))?;
+    let pods = usize::try_from(about.pods).unwrap_or(usize::MAX);
+    output::print(&match output {
+        Output::Json => output::json(&json!({"pid": about.pid, "pods": pods}))?,
+        Output::Table | Output::Wide if pods == 0 => format!("stopped daemon {}\n", about.pid),
+        Output::Table | Output::Wide => {
+            let pods = output::count(pods, "pod");
+            format!("stopped daemon {}; what it served stays as it is ({pods}), and the next one finds it\n", about.pid)
+        }
+    })
+}
+
 fn tell(pods: usize, images: usize, left: &[String], output: Output) -> Result<(), CliError> {
     if output == Output::Json {
         output::print(&output::json(&json!({"pods": pods, "images": images, "left": left}))?)?;
@@ -59,7 +104,8 @@ fn tell(pods: usize, images: usize, left: &[String], output: Output) -> Result<(
     match output {
         Output::Json => Ok(()),
         Output::Table | Output::Wide => {
-            output::print(&format!("removed {pods} pods, their network and {images} images\n"))
+            let (pods, images) = (output::count(pods, "pod"), output::count(images, "image"));
+            output::print(&format!("removed {pods} with their network, and {images}\n"))
         }
     }
 }

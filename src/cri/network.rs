@@ -3,10 +3,11 @@
 use tonic::Status;
 
 use super::error::status as error;
+use crate::api::cri;
 use crate::api::node::*;
 use crate::id::SandboxId;
 use crate::net::{self, Attachment, Overview};
-use crate::node::Node;
+use crate::node::{Node, SandboxRecord};
 
 /// Every driver.
 pub(super) async fn list(node: &Node) -> ListNetworksResponse {
@@ -29,7 +30,7 @@ pub(super) async fn inspect(node: &Node, driver: &str) -> Result<InspectNetworkR
     let leftovers = node.network().leftovers().into_iter().flat_map(|(_, left)| left);
     Ok(InspectNetworkResponse {
         network: Some(network(found)),
-        pods: found.pods.iter().map(|(id, attachment)| pod(id, attachment)).collect(),
+        pods: found.pods.iter().map(|(id, attachment)| pod(node, id, attachment)).collect(),
         details: found.details.to_string(),
         leftovers: leftovers.map(|left| format!("{}: {}", left.what, left.reason)).collect(),
     })
@@ -39,7 +40,8 @@ pub(super) async fn inspect(node: &Node, driver: &str) -> Result<InspectNetworkR
 pub(super) async fn reset(node: &Node) -> Result<SystemResetResponse, Status> {
     let pods = node.counts().0;
     if pods > 0 {
-        let message = format!("there are {pods} pods: remove them first, with `aril rm --all --force`");
+        let pods = if pods == 1 { "is a pod".to_owned() } else { format!("are {pods} pods") };
+        let message = format!("there {pods}: remove what is there first, with `aril rm --force`");
         return Err(Status::failed_precondition(message));
     }
     let left = node.reset_network().await.map_err(|e| error(&e))?;
@@ -55,8 +57,26 @@ fn network(overview: &Overview) -> Network {
     }
 }
 
-fn pod(id: &SandboxId, attachment: &Attachment) -> NetworkPod {
+/// Every pod that is connected, from memory.
+pub(super) fn pods(node: &Node) -> ListNetworkPodsResponse {
+    let connected = |record: std::sync::Arc<SandboxRecord>| {
+        let attachment = record.network.as_ref()?;
+        Some(pod_of(record.config.metadata.as_ref(), &record.id, attachment))
+    };
+    ListNetworkPodsResponse { pods: node.sandboxes().into_iter().filter_map(connected).collect() }
+}
+
+fn pod(node: &Node, id: &SandboxId, attachment: &Attachment) -> NetworkPod {
+    // One that is just being made, or removed, has no name for others yet, or any more.
+    let record = node.sandbox(id.as_str()).ok();
+    pod_of(record.as_ref().and_then(|record| record.config.metadata.as_ref()), id, attachment)
+}
+
+fn pod_of(metadata: Option<&cri::PodSandboxMetadata>, id: &SandboxId, attachment: &Attachment) -> NetworkPod {
     NetworkPod {
+        name: metadata.map(|m| m.name.clone()).unwrap_or_default(),
+        namespace: metadata.map(|m| m.namespace.clone()).unwrap_or_default(),
+        driver: attachment.driver.clone(),
         id: id.to_string(),
         network: attachment.network.clone(),
         interface: attachment.interface.clone(),

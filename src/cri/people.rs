@@ -170,6 +170,10 @@ impl Node for Service {
         network::inspect(&self.node, &request.get_ref().driver).await.map(Response::new)
     }
 
+    async fn list_network_pods(&self, _: Request<ListNetworkPodsRequest>) -> Answer<ListNetworkPodsResponse> {
+        Ok(Response::new(network::pods(&self.node)))
+    }
+
     async fn system_reset(&self, _: Request<SystemResetRequest>) -> Answer<SystemResetResponse> {
         network::reset(&self.node).await.map(Response::new)
     }

@@ -9,11 +9,15 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::NetError;
 use crate::disk;
 use crate::id::SandboxId;
+
+/// Where `ip netns` has its pins. Nobody else's directory is mounted over.
+const OF_IP: &[&str] = &["/run/netns", "/var/run/netns"];
 
 /// The pins of one daemon.
 #[derive(Debug)]
@@ -43,7 +47,11 @@ impl Pins {
         disk::private_dir(&self.book).and_then(|()| touch(&note)).map_err(failed("write down the pin", &note))?;
         let path = self.path(id);
         let make = DirBuilder::new().recursive(true).mode(0o755).create(&self.dir);
-        make.and_then(|()| touch(&path)).map_err(failed("make the pin", &path))?;
+        make.map_err(failed("make directory", &self.dir))?;
+        if OF_IP.iter().any(|dir| self.dir == Path::new(dir)) {
+            share(&self.dir).map_err(failed("share the mounts below", &self.dir))?;
+        }
+        touch(&path).map_err(failed("make the pin", &path))?;
         let source = format!("/proc/self/fd/{}", namespace.as_raw_fd());
         mount(Some(source.as_str()), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
             .map_err(|e| failed("pin a network namespace at", &path)(e.into()))?;
@@ -85,6 +93,24 @@ impl Pins {
     }
 }
 
+/// Makes a directory a mount whose mounts are shared, as `ip netns add` does before its first one. Where nobody has, and
+/// what it is on is not shared, `ip` would later put such a mount over ours: what is below can be reached no more.
+fn share(dir: &Path) -> io::Result<()> {
+    let make_shared = || mount(None::<&str>, dir, None::<&str>, MsFlags::MS_SHARED | MsFlags::MS_REC, None::<&str>);
+    // `ip` and other pods' pins may be about to do the same.
+    let lock = Flock::lock(File::open(dir)?, FlockArg::LockExclusive).map_err(|(_, e)| e)?;
+    match make_shared() {
+        // No mount yet.
+        Err(Errno::EINVAL) => {
+            mount(Some(dir), dir, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)?;
+            make_shared()?;
+        }
+        other => other?,
+    }
+    drop(lock);
+    Ok(())
+}
+
 fn touch(path: &Path) -> io::Result<()> {
     OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path).map(drop)
 }
@@ -99,4 +125,47 @@ fn remove_file(path: &Path) -> io::Result<()> {
 fn failed(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> NetError {
     let path = path.to_owned();
     move |source| NetError::Io { step, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::super::namespace;
+    use super::*;
+
+    /// As `ip netns add` prepares its directory.
+    fn as_ip_does(dir: &Path) {
+        let shared = MsFlags::MS_SHARED | MsFlags::MS_REC;
+        if mount(None::<&str>, dir, None::<&str>, shared, None::<&str>).is_err() {
+            mount(Some(dir), dir, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>).unwrap();
+            mount(None::<&str>, dir, None::<&str>, shared, None::<&str>).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_pin_is_removed_though_ip_came_after_it() {
+        let test = || {
+            // A `/run` of the test's own, in a mount namespace of its own, whose mounts are shared with nobody.
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+            mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+            mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+            let dir = Path::new("/run/netns");
+            let pins = Pins::new(dir.to_owned(), "/run/book".into());
+            let ids: Vec<SandboxId> = (1..=3).map(|n| SandboxId::from_random([n; 32])).collect();
+            let made = namespace::create().unwrap();
+            for id in &ids[..2] {
+                pins.make(id, made.as_fd()).unwrap();
+                assert!(pins.open(id).is_some());
+            }
+            as_ip_does(dir);
+            pins.make(&ids[2], made.as_fd()).unwrap();
+            for id in &ids {
+                pins.remove(id).unwrap();
+            }
+            assert_eq!(fs::read_dir(dir).unwrap().count(), 0);
+            assert!(pins.known().is_empty());
+        };
+        std::thread::spawn(test).join().unwrap();
+    }
 }

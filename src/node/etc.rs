@@ -7,6 +7,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use super::error::NodeError;
+use super::spec;
 use crate::api::cri;
 use crate::net;
 use crate::plan;
@@ -73,7 +74,13 @@ pub(super) fn write(
     let hostname = if plan.hostname.is_empty() { host_name() } else { plan.hostname.clone() };
     let addresses = network.map(|network| &network.addresses[..]).unwrap_or_default();
     // On the host's network the host's names hold.
-    let hosts = if plan.new_net { hosts(&hostname, addresses).into_bytes() } else { host_file(HOSTS)? };
+    let mut hosts = if plan.new_net { hosts(&hostname, addresses).into_bytes() } else { host_file(HOSTS)? };
+    if hosts.last().is_some_and(|last| *last != b'\n') {
+        hosts.push(b'\n');
+    }
+    for (address, name) in spec::hosts(config)? {
+        hosts.extend(format!("{address}\t{name}\n").bytes());
+    }
     let of_network = network.map(|network| of_driver(&network.dns));
     let mut warnings = Vec::new();
     let resolv = match config.dns_config.as_ref().filter(|dns| has_dns(Some(dns))).cloned().or(of_network) {

@@ -323,13 +323,52 @@ fn it_tells_what_it_is_and_what_the_machine_offers() {
 #[test]
 fn without_a_daemon_it_says_how_to_start_one() {
     let node = start();
-    node.kill_daemon();
-    for arguments in [&["ps"][..], &["logs", "x"], &["rm", "x"]] {
-        let output = aril(&node, arguments);
+    let refused = |arguments: &[&str]| {
+        let output = with_places(&node, arguments).output().unwrap();
         let told = text(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{told}");
         assert!(told.contains("aril serve") && told.contains("aril.sock") && told.lines().count() == 1, "{told}");
+    };
+    let listed = |arguments: &[&str]| {
+        let output = with_places(&node, arguments).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    node.kill_daemon();
+    [&["logs", "x"][..], &["rm", "x"], &["info"]].into_iter().for_each(refused);
+    // The daemon that `aril run` brings up ends with the last pod: that there are none then is no error.
+    assert!(listed(&["ps"]).starts_with("CONTAINER ID") && listed(&["pods"]).starts_with("POD ID"));
+    assert_eq!(listed(&["ps", "-q"]), "");
+    for list in [&["ps", "-a", "-o", "json"][..], &["pods", "-o", "json"], &["pod", "ls", "-o", "json"]] {
+        assert_eq!(listed(list), "[]\n");
     }
+    // Of a socket alone nobody knows whose records belong to it.
+    assert_eq!(aril(&node, &["ps"]).status.code(), Some(1));
+    // What is there cannot be told without a daemon.
+    node.restart();
+    let made = node.run_pod("there");
+    node.kill_daemon();
+    [&["ps"][..], &["pods"], &["logs", "x"]].into_iter().for_each(refused);
+    node.restart();
+    made.remove().unwrap();
+    node.finish();
+}
+
+#[test]
+fn a_daemon_is_stopped_by_a_command_and_its_pods_go_on() {
+    let node = start();
+    ok(&node, &["run", "-d", "--name", "on", "busybox", "sleep", "1000"]);
+    let before = json(&node, &["inspect", "on"])[0]["info"]["pid"].as_i64().unwrap();
+    let pid = node.daemon_pid();
+    let told = ok(&node, &["system", "stop"]);
+    assert!(told.contains(&pid.to_string()) && told.contains("1 pod)"), "{told}");
+    assert!(!process_alive(pid) && process_alive(i32::try_from(before).unwrap()));
+    assert_eq!(ok(&node, &["system", "stop"]), "no daemon runs\n");
+    // Its parent still has to hear of it.
+    node.kill_daemon();
+    node.restart();
+    assert_eq!(json(&node, &["inspect", "on"])[0]["info"]["pid"].as_i64().unwrap(), before);
+    ok(&node, &["rm", "-f", "on"]);
     node.finish();
 }
 

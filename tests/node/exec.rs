@@ -121,6 +121,28 @@ fn resident_kib(pid: i32) -> u64 {
 }
 
 #[test]
+fn it_ends_with_the_daemon_however_that_ends() {
+    let node = TestNode::start();
+    let container = node.run(["sleep", "100000"]);
+    let init = container.init_pid();
+    for told in [true, false] {
+        let mut client = node.aril(["exec", &container.id, "sh", "-c", "sleep 1000; true"]);
+        let mut client =
+            client.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
+        wait_for("its processes", PATIENCE, || (container.pids().len() == 3).then_some(()));
+        if told {
+            assert!(node.stop_daemon().success());
+        } else {
+            node.kill_daemon();
+        }
+        wait_for("only the first process", PATIENCE, || (container.pids() == [init]).then_some(()));
+        assert!(!client.wait().unwrap().success());
+        node.restart();
+    }
+    node.finish();
+}
+
+#[test]
 fn a_client_that_hangs_up_ends_it() {
     let node = TestNode::start();
     let container = node.run(["sleep", "100000"]);

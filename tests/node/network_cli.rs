@@ -55,6 +55,11 @@ fn a_pod_is_reached_by_the_address_that_is_told() {
     assert!(ok(&node, &["network", "ls"]).starts_with("DRIVER"));
     let inspected = json(&node, &["network", "inspect"]);
     let pods = inspected[0]["pods"].as_array().unwrap();
+    assert_eq!((&pods[0]["name"], &pods[0]["namespace"]), (&"web".into(), &"default".into()));
+    for shown in [ok(&node, &["network", "inspect"]), ok(&node, &["network", "ls", "-o", "wide"])] {
+        let line = shown.lines().find(|line| line.starts_with("bridge") && line.contains("web")).expect(&shown);
+        assert!(line.contains(&ip) && line.contains(&node.pod_ids()[0][..12]), "{line}");
+    }
     assert!(pods[0]["addresses"][0].as_str().unwrap().starts_with(&format!("{ip}/")), "{pods:?}");
     assert_eq!(json(&node, &["network", "inspect", "bridge"])[0]["pods"], inspected[0]["pods"]);
     assert!(fails(&node, &["network", "inspect", "token-ring"]).contains("token-ring"));
@@ -164,7 +169,7 @@ fn a_reset_leaves_a_machine_as_it_was() {
     assert!(rules().contains("aril0"), "{}", rules());
     // Not what runs, and not without being told.
     let error = fails(&node, &["system", "reset", "--force"]);
-    assert!(error.contains("1 containers are running") && error.contains("--stop"), "{error}");
+    assert!(error.contains("1 container is running") && error.contains("--stop"), "{error}");
     let error = fails(&node, &["system", "reset", "--stop"]);
     assert!(error.contains("--force"), "{error}");
     assert_eq!(node.pod_ids().len(), 1);
@@ -180,5 +185,42 @@ fn a_reset_leaves_a_machine_as_it_was() {
     ok(&node, &["system", "reset", "--stop", "--force", "--all"]);
     assert!(!rules().contains("aril"), "{}", rules());
     assert!(!ok(&node, &["image", "ls"]).contains("probe"));
+    node.finish();
+}
+
+#[test]
+fn host_ports_are_listed_and_one_leads_to_one_port() {
+    let node = TestNode::start();
+    let error = fails(&node, &["run", "-d", "-p", "18082:80", "-p", "18082:81", "probe"]);
+    assert!(error.contains("--publish") && error.contains("18082"), "{error}");
+    let error = fails(&node, &["run", "-d", "-p", "::1:18082:80", "probe"]);
+    assert!(error.contains("[::1]:18082:80"), "{error}");
+    assert!(node.pod_ids().is_empty());
+    serve(&node, "web", &["-p", "18082:80", "-p", "127.0.0.1:18083:80/udp"]);
+    let ports = &json(&node, &["pods"])[0]["ports"];
+    assert_eq!(*ports, serde_json::json!(["18082:80/tcp", "127.0.0.1:18083:80/udp"]));
+    assert!(ok(&node, &["pods", "-o", "wide"]).contains("18082:80/tcp,127.0.0.1:18083:80/udp"));
+    ok(&node, &["rm", "-f", "web"]);
+    node.finish();
+}
+
+#[test]
+fn name_servers_and_names_reach_the_container() {
+    let node = TestNode::start();
+    let script = "cat /etc/resolv.conf; cat /etc/hosts";
+    let flags = [
+        "--dns",
+        "192.0.2.53",
+        "--dns-search",
+        "a.example",
+        "--add-host",
+        "db:192.0.2.7",
+        "--add-host",
+        "six:[fd00::7]",
+    ];
+    let all = [&["run", "--rm"], &flags[..], &["--entrypoint", "sh", "probe", "-c", script]].concat();
+    let told = ok(&node, &all);
+    assert!(told.starts_with("search a.example\nnameserver 192.0.2.53\n"), "{told}");
+    assert!(told.contains("localhost") && told.ends_with("192.0.2.7\tdb\nfd00::7\tsix\n"), "{told}");
     node.finish();
 }

@@ -276,7 +276,7 @@ impl TestNode {
         self.remove_all_pods();
         let mut left = Vec::new();
         // Shims end by themselves once they are told to, a moment after the answer.
-        let clean = within(Duration::from_secs(5), || {
+        let clean = within(PATIENCE, || {
             left = residue::difference(&lock(&self.before), &self.look());
             left.is_empty().then_some(())
         });

@@ -218,8 +218,19 @@ fn ip_forward() -> Check {
     const NAME: &str = "IP forwarding";
     match read("/proc/sys/net/ipv4/ip_forward").as_deref() {
         Some("1") => Check::ok(NAME, "on"),
-        _ => Check::note(NAME, "off; pods with addresses of their own need `sysctl -w net.ipv4.ip_forward=1`"),
+        _ if is_read_only() => Check::warning(
+            NAME,
+            "off, and /proc/sys is read-only here",
+            "run `sysctl -w net.ipv4.ip_forward=1` where it can be written: without it pods reach no further than this machine",
+        ),
+        _ => Check::note(NAME, "off; it is turned on with the first pod on the bridge"),
     }
+}
+
+/// Whether the kernel's settings cannot be changed from here, as in most containers.
+fn is_read_only() -> bool {
+    let flags = statvfs("/proc/sys/net/ipv4").map(|fs| fs.flags());
+    flags.is_ok_and(|flags| flags.contains(nix::sys::statvfs::FsFlags::ST_RDONLY))
 }
 
 fn daemon(socket: &Path) -> Check {

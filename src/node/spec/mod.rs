@@ -26,7 +26,7 @@ mod user;
 pub use container::{container_spec, log_path};
 pub use device::HostDevice;
 pub use error::{Kind, SpecError};
-pub use network::network;
+pub use network::{hosts, network};
 use nix::errno::Errno;
 pub use process::{exec_process, exec_session};
 pub use resource::update;

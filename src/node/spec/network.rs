@@ -10,6 +10,11 @@ use crate::net::{Bandwidth, Dns, Ports, Protocol, Request};
 
 /// "none": the pod is connected to no network, for which CRI has no word.
 const NETWORK: &str = "aril/network";
+/// Names for addresses, beside the pod's own: "NAME=ADDRESS", comma-separated. Kubelet writes the file itself, so CRI has
+/// no field for it.
+const HOSTS: &str = "aril/hosts";
+/// Most of them.
+const MAX_HOSTS: usize = 256;
 /// Kubernetes' annotations of limits on traffic, in bits a second.
 const INGRESS: &str = "kubernetes.io/ingress-bandwidth";
 const EGRESS: &str = "kubernetes.io/egress-bandwidth";
@@ -65,10 +70,31 @@ fn is_alone(config: &cri::PodSandboxConfig) -> Result<bool, SpecError> {
 /// What needs more than to be handed on.
 pub(super) fn check(config: &cri::PodSandboxConfig) -> Result<(Vec<Ports>, Bandwidth), SpecError> {
     let bandwidth = Bandwidth { ingress: bits(config, INGRESS)?, egress: bits(config, EGRESS)? };
+    hosts(config)?;
     Ok((ports(config)?, bandwidth))
 }
 
-/// The host ports, each once.
+/// What a pod wants in `/etc/hosts` beside itself.
+///
+/// # Errors
+/// [`SpecError`] naming the annotation.
+pub fn hosts(config: &cri::PodSandboxConfig) -> Result<Vec<(IpAddr, String)>, SpecError> {
+    let Some(text) = config.annotations.get(HOSTS).filter(|text| !text.is_empty()) else { return Ok(Vec::new()) };
+    let invalid = |problem: String| SpecError::invalid(format!("annotations[{HOSTS:?}]"), problem);
+    if text.split(',').count() > MAX_HOSTS {
+        return Err(invalid(format!("has more than {MAX_HOSTS} entries")));
+    }
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    let entry = |entry: &str| {
+        let (name, address) = entry.split_once('=')?;
+        let is_name = (1..=255).contains(&name.len()) && name.chars().all(is_plain) && !name.starts_with(['-', '.']);
+        Some((address.parse().ok()?, name.to_owned())).filter(|_| is_name)
+    };
+    let shown = |entry: &str| entry.chars().take(80).collect::<String>();
+    text.split(',').map(|e| entry(e).ok_or_else(|| invalid(format!("{:?} is not NAME=ADDRESS", shown(e))))).collect()
+}
+
+/// The host ports, each once. One that leads to two ports of the pod is refused: only the first would be reached.
 fn ports(config: &cri::PodSandboxConfig) -> Result<Vec<Ports>, SpecError> {
     let mut ports: Vec<Ports> = Vec::new();
     for (i, port) in config.port_mappings.iter().enumerate() {
@@ -99,8 +125,15 @@ fn ports(config: &cri::PodSandboxConfig) -> Result<Vec<Ports>, SpecError> {
             return Err(SpecError::invalid(field("container_port"), "0 is no port to lead host_port to"));
         }
         let port = Ports { protocol, container_port, host_port, host_ip };
-        if !ports.contains(&port) {
-            ports.push(port);
+        let is_rival =
+            |other: &&Ports| (other.protocol, other.host_port, other.host_ip) == (protocol, host_port, port.host_ip);
+        match ports.iter().find(is_rival) {
+            None => ports.push(port),
+            Some(same) if same.container_port == container_port => {}
+            Some(other) => {
+                let problem = format!("{host_port} leads to container_port {} already", other.container_port);
+                return Err(SpecError::invalid(field("host_port"), problem));
+            }
         }
     }
     Ok(ports)

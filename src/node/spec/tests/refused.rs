@@ -87,6 +87,14 @@ fn ports_are_ports() {
     invalid("port_mappings[0].host_port", |c| c.sandbox.port_mappings = port(80, -1, ""));
     invalid("port_mappings[0].host_ip", |c| c.sandbox.port_mappings = port(80, 80, "localhost"));
     invalid("port_mappings[0].container_port", |c| c.sandbox.port_mappings = port(0, 8080, ""));
+    invalid("port_mappings[1].host_port", |c| {
+        c.sandbox.port_mappings = [port(80, 8080, ""), port(81, 8080, "0.0.0.0")].concat();
+    });
+    for hosts in ["db", "db=", "=192.0.2.7", "d b=192.0.2.7", "db=host", "db=192.0.2.7,", "a=::1\n"] {
+        invalid("annotations[\"aril/hosts\"]", |c| {
+            c.sandbox.annotations.insert("aril/hosts".to_owned(), hosts.to_owned());
+        });
+    }
 }
 
 #[test]
