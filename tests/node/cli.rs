@@ -120,7 +120,8 @@ fn a_detached_container_is_listed_asked_stopped_and_removed() {
     );
     assert!(ok(&node, &["ps"]).contains("web"));
     assert_eq!(json(&node, &["pods"]).as_array().unwrap().len(), 1);
-    assert_eq!(ok(&node, &["logs", "web"]), "started\n");
+    // It may not have come so far yet.
+    wait_for("what it writes", PATIENCE, || Some(ok(&node, &["logs", "web"])).filter(|log| log == "started\n"));
     assert_eq!(ok(&node, &["exec", "web", "echo", "inside"]), "inside\n");
     assert_eq!(aril(&node, &["exec", "web", "sh", "-c", "exit 9"]).status.code(), Some(9));
     let told = json(&node, &["inspect", "web"]);
