@@ -191,6 +191,8 @@ impl Spdy {
                 Ok(0) => return false,
                 Ok(n) => self.input.extend_from_slice(&chunk[..n]),
                 Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => return false,
+                // A read with a limit is, when a process goes on that was stopped.
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => panic!("read from the streaming server: {e}"),
             }
         }
@@ -349,9 +351,12 @@ impl WebSocket {
                 continue;
             }
             let mut chunk = [0; 65536];
-            match self.connection.read(&mut chunk).expect("read from the streaming server") {
-                0 => return None,
-                n => self.input.extend_from_slice(&chunk[..n]),
+            match self.connection.read(&mut chunk) {
+                Ok(0) => return None,
+                Ok(n) => self.input.extend_from_slice(&chunk[..n]),
+                // As above.
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => panic!("read from the streaming server: {e}"),
             }
         }
     }
