@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use super::batches::{self, Streamed};
-use super::error::{image_store, invalid, status as error};
+use super::error::{image_store, invalid};
 use super::{Service, info, stats};
 use crate::api::cri::{self, *};
 use crate::api::service::cri::image_service_server::ImageService;
@@ -54,7 +54,7 @@ impl ImageService for Service {
             inodes_used: Some(UInt64Value { value: usage.inodes_used }),
         };
         // Images and writable layers are on one filesystem, which is what kubelet compares.
-        let written = self.node.written().await.map_err(|e| error(&e))?;
+        let written = self.node.written().await;
         Ok(Response::new(ImageFsInfoResponse {
             image_filesystems: vec![filesystem],
             container_filesystems: vec![stats::filesystem(written, &usage.mountpoint)],

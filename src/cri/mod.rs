@@ -16,6 +16,7 @@ mod events;
 mod filter;
 mod images;
 mod info;
+mod metrics;
 mod network;
 mod people;
 mod pull;

@@ -6,7 +6,7 @@ use tonic::{Request, Response, Status};
 
 use super::batches::{self, Streamed};
 use super::error::{invalid, status as error, unimplemented};
-use super::{MESSAGE_LIMIT_BYTES, Service, events, filter, info, stats, status};
+use super::{MESSAGE_LIMIT_BYTES, Service, events, filter, info, metrics, stats, status};
 use crate::api::cri::*;
 use crate::api::service::cri::runtime_service_server::RuntimeService;
 use crate::node::{ExecOutput, recursive_read_only};
@@ -243,14 +243,14 @@ impl RuntimeService for Service {
         &self,
         _: Request<ListMetricDescriptorsRequest>,
     ) -> Answer<ListMetricDescriptorsResponse> {
-        Err(unimplemented("ListMetricDescriptors"))
+        Ok(Response::new(ListMetricDescriptorsResponse { descriptors: metrics::descriptors() }))
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<ListPodSandboxMetricsRequest>,
     ) -> Answer<ListPodSandboxMetricsResponse> {
-        Err(unimplemented("ListPodSandboxMetrics"))
+        Ok(Response::new(ListPodSandboxMetricsResponse { pod_metrics: self.metrics().await? }))
     }
 
     type GetContainerEventsStream = Streamed<ContainerEventResponse>;
@@ -315,7 +315,10 @@ impl RuntimeService for Service {
         &self,
         _: Request<StreamPodSandboxMetricsRequest>,
     ) -> Answer<Self::StreamPodSandboxMetricsStream> {
-        Err(unimplemented("StreamPodSandboxMetrics"))
+        let metrics = self.metrics().await?.into_iter();
+        Ok(Response::new(batches::stream(metrics, |pod_sandbox_metrics| StreamPodSandboxMetricsResponse {
+            pod_sandbox_metrics,
+        })))
     }
 }
 

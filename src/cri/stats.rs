@@ -5,7 +5,7 @@ use std::path::Path;
 use tonic::Status;
 
 use super::error::status as error;
-use super::{Service, filter};
+use super::{Service, filter, metrics};
 use crate::api::cri;
 use crate::node::{ContainerNumbers, Counted, Interface, PodNumbers, Pressure, Stall, Written};
 
@@ -35,6 +35,12 @@ impl Service {
         sandboxes.retain(|record| filter::sandbox_stats(wanted, record));
         let numbers = self.node.numbers_of_pods(sandboxes).await.map_err(|e| error(&e))?;
         Ok(numbers.iter().map(|numbers| sandbox(numbers, self.root())).collect())
+    }
+
+    /// The metrics of all pods that are ready.
+    pub(super) async fn metrics(&self) -> Result<Vec<cri::PodSandboxMetrics>, Status> {
+        let pods = self.node.full_numbers().await.map_err(|e| error(&e))?;
+        Ok(pods.iter().map(metrics::pod).collect())
     }
 }
 

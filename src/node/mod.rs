@@ -60,7 +60,10 @@ pub use self::machine::{cgroup_version, recursive_read_only};
 pub use self::pod::chain;
 pub use self::record::{ContainerRecord, SandboxRecord, User};
 pub use self::settings::Settings;
-pub use self::stats::{ContainerNumbers, Counted, Interface, PodNumbers, Pressure, Stall, Usage, Written};
+pub use self::stats::{
+    ContainerNumbers, Counted, Details, Disk, Filesystem, FullContainer, FullPod, Huge, Interface, PodNumbers,
+    Pressure, Processes, Stall, Usage, Written,
+};
 pub use self::store::StoreError;
 pub use self::usage::{ContainerUsage, ImageUsage};
 // Part of what node gives and takes, so that those above need not know the wire.

@@ -26,6 +26,7 @@ mod images;
 mod lifecycle;
 mod lists;
 mod logs;
+mod metrics;
 mod mounts;
 mod namespaces;
 mod network;

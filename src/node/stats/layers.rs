@@ -22,7 +22,9 @@ const REST: Duration = Duration::from_secs(10);
 /// How many times as long as the counting took.
 const REST_FACTOR: u32 = 20;
 /// How long who asks first waits for a count: most layers are small.
-const FIRST_COUNT: Duration = Duration::from_millis(100);
+pub(super) const SHORTLY: Duration = Duration::from_millis(100);
+/// The same for who asks for everything.
+pub(super) const PATIENT: Duration = Duration::from_secs(2);
 /// As in `samples`.
 const SLACK: usize = 64;
 
@@ -71,8 +73,8 @@ struct Job {
 }
 
 impl Layers {
-    /// Has the layers counted whose count is old. Returns at once, but for a moment if one was never counted. Blocks.
-    pub fn count(&self, settings: &Settings, containers: &[Arc<ContainerRecord>]) {
+    /// Has the layers counted whose count is old. Returns at once, but for `patience` if one was never counted. Blocks.
+    pub fn count(&self, settings: &Settings, containers: &[Arc<ContainerRecord>], patience: Duration) {
         let now = Instant::now();
         let mut state = self.0.lock();
         let mut is_first = false;
@@ -98,9 +100,7 @@ impl Layers {
                 let is_missing = |c: &Arc<ContainerRecord>| state.known.get(&c.id).is_some_and(|l| l.written.is_none());
                 state.is_counting && containers.iter().any(is_missing)
             };
-            drop(
-                self.0.counted.wait_timeout_while(state, FIRST_COUNT, missing).unwrap_or_else(PoisonError::into_inner),
-            );
+            drop(self.0.counted.wait_timeout_while(state, patience, missing).unwrap_or_else(PoisonError::into_inner));
         }
     }
 
@@ -198,7 +198,7 @@ mod tests {
         let end = Instant::now() + Duration::from_secs(30);
         while layers.get(&record.id).is_none_or(|w| w.inodes != inodes) {
             assert!(Instant::now() < end, "{:?}", layers.get(&record.id));
-            layers.count(settings, std::slice::from_ref(record));
+            layers.count(settings, std::slice::from_ref(record), SHORTLY);
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -211,7 +211,7 @@ mod tests {
         assert_eq!(layers.get(&record.id), None);
         counted(&layers, &settings, &record, 0);
         fs::write(settings.container(&record.id).join("upper/file"), vec![1; 10_000]).unwrap();
-        layers.count(&settings, std::slice::from_ref(&record));
+        layers.count(&settings, std::slice::from_ref(&record), SHORTLY);
         assert!(layers.0.lock().queue.is_empty(), "not due");
         assert_eq!(layers.get(&record.id).unwrap().inodes, 0);
         age(&layers, &record.id);
@@ -233,7 +233,7 @@ mod tests {
         let ended = Arc::new(ended);
         counted(&layers, &settings, &ended, 1);
         age(&layers, &ended.id);
-        layers.count(&settings, std::slice::from_ref(&ended));
+        layers.count(&settings, std::slice::from_ref(&ended), SHORTLY);
         assert!(layers.0.lock().queue.is_empty() && layers.0.lock().known[&ended.id].is_final);
     }
 

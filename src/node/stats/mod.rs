@@ -4,9 +4,10 @@
 //! ([`layers`]). Nothing is done and no clock runs while nobody asks. What is kept is of objects that exist, some hundred
 //! bytes each, and only of those that were asked about.
 //!
-//! One request is one thread's work, however many containers it is about. At most [`READERS`] are at work: where the
-//! kernel lets readers hang, requests end with an error, and nothing else waits for them.
+//! One request is the work of one thread, of a few if it is about hundreds of containers. At most [`READERS`] requests
+//! are at work: where the kernel lets readers hang, they end with an error, and nothing else waits for them.
 
+mod full;
 mod interfaces;
 mod layers;
 mod read;
@@ -19,10 +20,11 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+pub use self::full::{Filesystem, FullContainer, FullPod, Processes};
 pub use self::interfaces::Interface;
 pub use self::layers::Written;
 pub(super) use self::walk::occupied;
-pub use crate::runtime::cgroup::{Pressure, Stall, Usage};
+pub use crate::runtime::cgroup::{Details, Disk, Huge, Pressure, Stall, Usage};
 
 use self::layers::Layers;
 use self::samples::Samples;
@@ -159,26 +161,34 @@ impl Node {
         self.read(move |node, hierarchies| read::pods(node, hierarchies, &sandboxes)).await
     }
 
-    /// What all containers have written, running or not, as far as it was counted.
+    /// Everything there is to tell of each pod that is ready.
     ///
     /// # Errors
     /// As [`numbers_of_containers`](Self::numbers_of_containers).
     ///
+    /// Source: CRI v1 `ListPodSandboxMetrics`.
+    pub async fn full_numbers(self: &Arc<Self>) -> Result<Vec<FullPod>> {
+        self.read(full::pods).await
+    }
+
+    /// What all containers have written, running or not, as far as it was counted. Reads no cgroup, so it waits for
+    /// nobody who does.
+    ///
     /// Source: CRI v1 `ImageFsInfo`.
-    pub async fn written(self: &Arc<Self>) -> Result<Written> {
-        self.read(|node, _| {
+    pub async fn written(self: &Arc<Self>) -> Written {
+        let node = Arc::clone(self);
+        let sum = move || {
             let containers = node.containers();
-            node.stats.layers.count(&node.settings, &containers);
+            node.stats.layers.count(&node.settings, &containers, layers::SHORTLY);
             let counted = containers.iter().filter_map(|c| node.stats.layers.get(&c.id));
             // As old as the oldest part of it.
-            let none = Written { bytes: 0, inodes: 0, at: super::now() };
-            counted.fold(none, |sum, one| Written {
+            counted.fold(nothing_written(), |sum, one| Written {
                 bytes: sum.bytes.saturating_add(one.bytes),
                 inodes: sum.inodes.saturating_add(one.inodes),
                 at: sum.at.min(one.at),
             })
-        })
-        .await
+        };
+        tokio::task::spawn_blocking(sum).await.unwrap_or_else(|_| nothing_written())
     }
 
     /// Has a thread read something.
@@ -210,6 +220,10 @@ impl Node {
         };
         timeout(PATIENCE, read).await.unwrap_or_else(|_| Err(late()))
     }
+}
+
+fn nothing_written() -> Written {
+    Written { bytes: 0, inodes: 0, at: super::now() }
 }
 
 fn refused(object: &'static str, id: String, state: &'static str) -> Arc<NodeError> {

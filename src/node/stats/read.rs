@@ -7,10 +7,16 @@ use std::time::{Duration, Instant};
 use super::super::record::{ContainerRecord, SandboxRecord};
 use super::super::state::Nanos;
 use super::super::{Node, now, spec};
+use super::layers::SHORTLY;
 use super::samples::{Bounds, Sample};
 use super::{ContainerNumbers, Counted, PodNumbers, interfaces};
 use crate::id::SandboxId;
 use crate::runtime::cgroup::{Hierarchies, Reader, Usage};
+
+/// Containers or pods that are not worth a thread.
+const PART: usize = 100;
+/// Threads of one request, however long the list.
+const MAX_THREADS: usize = 4;
 
 /// The containers that run and whose cgroup is there.
 pub(super) fn containers(
@@ -20,14 +26,16 @@ pub(super) fn containers(
 ) -> Vec<ContainerNumbers> {
     let sandboxes: HashMap<SandboxId, Arc<SandboxRecord>> =
         node.sandboxes().into_iter().map(|s| (s.id.clone(), s)).collect();
-    let mut reader = hierarchies.reader();
     let running: Vec<_> = wanted.iter().filter(|c| c.state.is_running()).cloned().collect();
-    node.stats.layers.count(&node.settings, &running);
-    let numbers = running.into_iter().filter_map(|record| {
-        let parent = cgroup_parent(node, sandboxes.get(&record.sandbox)?)?;
-        container(node, &mut reader, &parent, record, false)
+    node.stats.layers.count(&node.settings, &running, SHORTLY);
+    let numbers = in_parts(&running, node.stats.cpus(), |part| {
+        let mut reader = hierarchies.reader();
+        let numbers = part.iter().filter_map(|record| {
+            let parent = cgroup_parent(node, sandboxes.get(&record.sandbox)?)?;
+            container(node, &mut reader, &parent, Arc::clone(record), false)
+        });
+        numbers.collect()
     });
-    let numbers = numbers.collect();
     prune(node);
     numbers
 }
@@ -35,24 +43,53 @@ pub(super) fn containers(
 /// The pods that are ready.
 pub(super) fn pods(node: &Node, hierarchies: &Hierarchies, wanted: &[Arc<SandboxRecord>]) -> Vec<PodNumbers> {
     let parents = Parents::of(node);
-    let mut running: HashMap<SandboxId, Vec<Arc<ContainerRecord>>> = HashMap::new();
-    for record in node.containers().into_iter().filter(|c| c.state.is_running()) {
-        running.entry(record.sandbox.clone()).or_default().push(record);
-    }
-    let wanted: Vec<_> = wanted.iter().filter(|s| s.state.is_ready()).collect();
-    let asked: Vec<_> = wanted.iter().filter_map(|s| running.get(&s.id)).flatten().cloned().collect();
-    node.stats.layers.count(&node.settings, &asked);
-    let mut reader = hierarchies.reader();
-    let numbers = wanted.into_iter().filter_map(|sandbox| {
-        let own = running.remove(&sandbox.id).unwrap_or_default();
-        pod(node, &mut reader, &parents, Arc::clone(sandbox), own)
+    let mut running = running(node);
+    let ready = wanted.iter().filter(|s| s.state.is_ready());
+    let ready: Vec<_> = ready.map(|s| (Arc::clone(s), running.remove(&s.id).unwrap_or_default())).collect();
+    let asked: Vec<_> = ready.iter().flat_map(|(_, own)| own).cloned().collect();
+    node.stats.layers.count(&node.settings, &asked, SHORTLY);
+    let numbers = in_parts(&ready, node.stats.cpus(), |part| {
+        let mut reader = hierarchies.reader();
+        part.iter().filter_map(|(sandbox, own)| pod(node, &mut reader, &parents, Arc::clone(sandbox), own)).collect()
     });
-    let numbers = numbers.collect();
     prune(node);
     numbers
 }
 
-fn container(
+/// Does a long list's work on several threads, its parts in their order.
+fn in_parts<T: Sync, R: Send>(items: &[T], cpus: u64, work: impl Fn(&[T]) -> Vec<R> + Sync) -> Vec<R> {
+    let most = usize::try_from(cpus).unwrap_or(1).clamp(1, MAX_THREADS);
+    let size = items.len().div_ceil((items.len() / PART).clamp(1, most)).max(1);
+    let mut parts = items.chunks(size);
+    let first = parts.next().unwrap_or_default();
+    std::thread::scope(|scope| {
+        let work = &work;
+        let others: Vec<_> = parts
+            .map(|part| (part, std::thread::Builder::new().name("stats".to_owned()).spawn_scoped(scope, || work(part))))
+            .collect();
+        let mut results = work(first);
+        for (part, thread) in others {
+            results.extend(match thread {
+                Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+                // There can be no more threads.
+                Err(_) => work(part),
+            });
+        }
+        results
+    })
+}
+
+/// All containers that run, by their pod.
+pub(super) fn running(node: &Node) -> HashMap<SandboxId, Vec<Arc<ContainerRecord>>> {
+    let mut running: HashMap<_, Vec<_>> = HashMap::new();
+    for record in node.containers().into_iter().filter(|c| c.state.is_running()) {
+        running.entry(record.sandbox.clone()).or_default().push(record);
+    }
+    running
+}
+
+/// A container in its pod's cgroup `parent`; with the number of its tasks if `tasks`.
+pub(super) fn container(
     node: &Node,
     reader: &mut Reader,
     parent: &str,
@@ -73,11 +110,11 @@ fn pod(
     reader: &mut Reader,
     parents: &Parents,
     record: Arc<SandboxRecord>,
-    containers: Vec<Arc<ContainerRecord>>,
+    containers: &[Arc<ContainerRecord>],
 ) -> Option<PodNumbers> {
     let parent = cgroup_parent(node, &record)?;
     let is_own = parents.is_own(&parent, &record);
-    let numbers = containers.into_iter().filter_map(|c| container(node, reader, &parent, c, !is_own));
+    let numbers = containers.iter().filter_map(|c| container(node, reader, &parent, Arc::clone(c), !is_own));
     let containers: Vec<_> = numbers.collect();
     let whole = if is_own { reader.usage(&parent, true) } else { None };
     let usage = whole.unwrap_or_else(|| {
@@ -99,7 +136,7 @@ fn counted(at: Nanos, usage: Usage, rate: impl FnOnce(Sample) -> u64) -> Counted
 }
 
 /// The shim is in its pod's network namespace. On the host's network nothing is the pod's own.
-fn network(node: &Node, record: &SandboxRecord) -> Option<(Nanos, Vec<interfaces::Interface>)> {
+pub(super) fn network(node: &Node, record: &SandboxRecord) -> Option<(Nanos, Vec<interfaces::Interface>)> {
     if spec::host_network(&record.config) {
         return None;
     }
@@ -113,12 +150,12 @@ fn since(start: Nanos, now: Nanos) -> Duration {
     Duration::from_nanos(u64::try_from(now.saturating_sub(start)).unwrap_or(0))
 }
 
-fn cgroup_parent(node: &Node, sandbox: &SandboxRecord) -> Option<String> {
+pub(super) fn cgroup_parent(node: &Node, sandbox: &SandboxRecord) -> Option<String> {
     // It was checked when the sandbox was made.
     spec::cgroup_parent(&sandbox.config, &node.defaults).ok()
 }
 
-fn prune(node: &Node) {
+pub(super) fn prune(node: &Node) {
     let (sandboxes, containers) = node.counts();
     node.stats.containers.prune(containers, |id| node.index.has_container(id));
     node.stats.layers.prune(containers, |id| node.index.has_container(id));
@@ -173,6 +210,20 @@ fn uid(sandbox: &SandboxRecord) -> &str {
 mod tests {
     use super::super::super::record::tests::sandbox;
     use super::*;
+
+    #[test]
+    fn every_part_is_worked_on_and_in_order() {
+        for (length, cpus) in [(0, 2), (1, 2), (250, 1), (250, 2), (1003, 64), (401, 4)] {
+            let items: Vec<usize> = (0..length).collect();
+            let threads = std::sync::Mutex::new(std::collections::HashSet::new());
+            let results = in_parts(&items, cpus, |part| {
+                threads.lock().unwrap().insert(std::thread::current().id());
+                part.to_vec()
+            });
+            assert_eq!(results, items);
+            assert!(threads.into_inner().unwrap().len() <= MAX_THREADS.min(usize::try_from(cpus).unwrap()));
+        }
+    }
 
     #[test]
     fn a_cgroup_is_a_pods_own_if_no_other_pod_is_in_it_or_below() {

@@ -10,6 +10,8 @@ use tempfile::TempDir;
 use super::*;
 use crate::plan;
 
+mod counters;
+
 /// Plain files in the place of a mounted hierarchy.
 struct Fake {
     dir: TempDir,
@@ -464,92 +466,4 @@ fn a_failed_create_takes_back_what_it_made() {
     let e = Cgroup::create(&hierarchies(&[&good, &bad]), "/pod/ctr").unwrap_err();
     assert!(e.to_string().contains("make cgroup pids:/pod/ctr: ENOTDIR"), "{e}");
     assert!(!good.path("pod").exists());
-}
-
-#[test]
-fn v2_counters_are_read_file_by_file() {
-    let (fake, cgroup) = v2_container();
-    fake.set("pod/ctr/cpu.stat", "usage_usec 1234\nuser_usec 1000\n");
-    fake.set("pod/ctr/memory.current", "10000\n");
-    fake.set("pod/ctr/memory.stat", "anon 3000\nfile 6000\ninactive_file 4000\npgfault 12\npgmajfault 1\n");
-    fake.set("pod/ctr/memory.swap.current", "77\n");
-    fake.set("pod/ctr/pids.current", "5\n");
-    for (name, total) in [("cpu", 1), ("memory", 2), ("io", 3)] {
-        let text = format!("some avg10=0.50 avg60=0.00 avg300=0.00 total={total}\n");
-        fake.set(&format!("pod/ctr/{name}.pressure"), &text);
-    }
-    let pressure =
-        |total_us| Some(Pressure { some: Stall { avg10: 0.5, total_us, ..Stall::default() }, ..Pressure::default() });
-    let mut reader = cgroup.hierarchies().reader();
-    let told = Usage {
-        cpu_ns: Some(1_234_000),
-        memory_bytes: Some(10_000),
-        working_set_bytes: Some(6000),
-        rss_bytes: Some(3000),
-        swap_bytes: Some(77),
-        swap_limit_bytes: None,
-        limit_bytes: None,
-        page_faults: Some(12),
-        major_page_faults: Some(1),
-        tasks: Some(5),
-        cpu_pressure: pressure(1),
-        memory_pressure: pressure(2),
-        io_pressure: pressure(3),
-    };
-    assert_eq!(reader.usage("/pod/ctr", true), Some(told));
-    fake.set("pod/ctr/memory.max", "20000\n");
-    fake.set("pod/ctr/memory.swap.max", "1000\n");
-    fake.set("pod/ctr/cpu.stat", "usage_usec 2000\n");
-    let later =
-        Usage { limit_bytes: Some(20_000), swap_limit_bytes: Some(1000), cpu_ns: Some(2_000_000), tasks: None, ..told };
-    assert_eq!(reader.usage("/pod/ctr", false), Some(later));
-    assert_eq!(reader.usage("/pod/absent", true), None);
-    assert_eq!(reader.usage("/pod/../pod/ctr", true), None);
-}
-
-#[test]
-fn v1_counters_are_read_from_their_hierarchies() {
-    let (cpu, memory, pids) = (Fake::v1(&["cpuacct", "cpu"]), Fake::v1(&["memory"]), Fake::v1(&["pids"]));
-    let unified = Fake::v2();
-    let all = hierarchies(&[&cpu, &memory, &pids, &unified]);
-    for fake in [&cpu, &memory, &pids, &unified] {
-        fake.cgroup("pod");
-        fake.cgroup("pod/ctr");
-    }
-    cpu.set("pod/ctr/cpuacct.usage", "123456789\n");
-    memory.set("pod/ctr/memory.usage_in_bytes", "10000\n");
-    memory.set("pod/ctr/memory.stat", "rss 1\ntotal_rss 3000\ntotal_inactive_file 4000\n");
-    pids.set("pod/ctr/pids.current", "5\n");
-    unified.set("pod/ctr/cpu.pressure", "some avg10=0.00 avg60=0.00 avg300=0.00 total=8\n");
-    let usage = all.reader().usage("/pod/ctr", true).unwrap();
-    assert_eq!((usage.cpu_ns, usage.memory_bytes, usage.tasks), (Some(123_456_789), Some(10_000), Some(5)));
-    assert_eq!((usage.working_set_bytes, usage.rss_bytes, usage.swap_bytes), (Some(6000), Some(3000), None));
-    // Of v2, beside v1, come the numbers that v1 has not.
-    assert_eq!(usage.cpu_pressure.unwrap().some.total_us, 8);
-    // One hierarchy that lost the cgroup costs its numbers alone.
-    fs::remove_dir_all(memory.path("pod/ctr")).unwrap();
-    let usage = all.reader().usage("/pod/ctr", true).unwrap();
-    assert_eq!((usage.cpu_ns, usage.memory_bytes, usage.working_set_bytes), (Some(123_456_789), None, None));
-}
-
-#[test]
-fn damaged_counters_cost_themselves_alone() {
-    let (fake, cgroup) = v2_container();
-    let huge = "anon_thp 1\n".repeat(100_000);
-    fake.set("pod/ctr/memory.current", "10000\n");
-    for damaged in ["", "\n", "-1\n", "99999999999999999999999\n", "x\0y", "usage_usec\n", huge.as_str()] {
-        fake.set("pod/ctr/cpu.stat", damaged);
-        fake.set("pod/ctr/memory.stat", damaged);
-        fake.set("pod/ctr/pids.current", damaged);
-        fake.set("pod/ctr/cpu.pressure", damaged);
-        let usage = cgroup.hierarchies().reader().usage("/pod/ctr", true).unwrap();
-        let told = Usage { memory_bytes: Some(10_000), working_set_bytes: usage.working_set_bytes, ..Usage::default() };
-        assert_eq!(usage, told, "{:?}", &damaged[..damaged.len().min(30)]);
-    }
-    fs::write(fake.path("pod/ctr/cpu.stat"), b"usage_usec 7\nuser_usec \xff\n").unwrap();
-    assert_eq!(cgroup.hierarchies().reader().usage("/pod/ctr", true).unwrap().cpu_ns, None);
-    // A directory where a file should be.
-    fs::remove_file(fake.path("pod/ctr/cpu.stat")).unwrap();
-    fs::create_dir(fake.path("pod/ctr/cpu.stat")).unwrap();
-    assert!(cgroup.hierarchies().reader().usage("/pod/ctr", true).is_some());
 }

@@ -15,6 +15,7 @@
 //! Rules followed: Documentation/admin-guide/cgroup-v1, …/cgroup-v2.rst; OCI runtime specification,
 //! config-linux "Control groups" for the meaning of the limits.
 
+mod details;
 mod detect;
 mod devices;
 mod entry;
@@ -38,6 +39,7 @@ use std::sync::{Arc, OnceLock};
 
 use nix::errno::Errno;
 
+pub use details::{Details, Disk, Huge};
 pub use detect::{Hierarchies, Hierarchy, Mounted, Version};
 pub use entry::Entry;
 pub use error::CgroupError;
