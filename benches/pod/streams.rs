@@ -52,7 +52,10 @@ pub async fn measure(runtime: Runtime, stage: &Stage, host: &Host, report: &mut 
     add("CPU of 1,000 ExecSync: with what they ran", "s", whole);
     daemon.client.kill(&up).await?;
 
-    let serve = format!("echo ready; exec nc -ll -p {PORT} -e cat /dev/zero");
+    // Who says that it is ready listens already.
+    let serve = format!(
+        "nc -ll -p {PORT} -e cat /dev/zero & until netstat -ltn | grep -q :{PORT}; do sleep 0.01; done; echo ready; wait"
+    );
     let up = daemon.client.up_with(&["/bin/sh", "-c", &serve]).await?;
     add("port-forward by SPDY, from the pod", "MB/s", forward_throughput(&mut daemon, &up).await?);
     daemon.client.kill(&up).await?;
