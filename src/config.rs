@@ -6,6 +6,7 @@
 
 mod file;
 mod keys;
+mod metrics;
 mod network;
 #[cfg(test)]
 mod tests;
@@ -15,6 +16,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use self::metrics::{Metrics, MetricsAddress};
 use crate::settings::Network;
 
 /// Where the file is looked for when no `--config` names one.
@@ -72,6 +74,8 @@ pub struct Config {
     pub network: Network,
     /// Where Exec, Attach and PortForward are served; port 0: one of the kernel's choice.
     pub streams: SocketAddr,
+    /// The numbers for Prometheus.
+    pub metrics: Metrics,
     /// Threads of the daemon that serve requests.
     pub worker_threads: usize,
     /// See [`LogLevel`].
@@ -106,6 +110,11 @@ pub enum ConfigError {
     Value { file: PathBuf, line: usize, key: &'static str, wants: &'static str },
     #[error("{what} {} is not an absolute path; begin it with /", path.display())]
     Relative { what: &'static str, path: PathBuf },
+    #[error(
+        "metrics.address {0} is in reach of other machines, which could read the names of all pods and images there; set \
+         metrics.allow_remote = true if they may, or serve on 127.0.0.1"
+    )]
+    Exposed(SocketAddr),
 }
 
 /// Why no shim can be run.
@@ -147,7 +156,10 @@ impl Config {
                 return Err(ConfigError::Relative { what, path: path.clone() });
             }
         }
-        Ok(config)
+        match config.metrics.exposed() {
+            Some(address) => Err(ConfigError::Exposed(address)),
+            None => Ok(config),
+        }
     }
 
     /// Whether there are records of pods, of whatever state. What cannot be looked at may be there.
@@ -198,6 +210,7 @@ struct Raw {
     network: Network,
     stream_address: Option<IpAddr>,
     stream_port: Option<u16>,
+    metrics: Metrics,
     worker_threads: Option<usize>,
     log_level: Option<LogLevel>,
     log_format: Option<LogFormat>,
@@ -239,6 +252,7 @@ impl Raw {
                 self.stream_address.unwrap_or(Ipv4Addr::LOCALHOST.into()),
                 self.stream_port.unwrap_or(0),
             ),
+            metrics: self.metrics,
             worker_threads: self.worker_threads.unwrap_or(2),
             log_level: self.log_level.unwrap_or_default(),
             log_format: self.log_format.unwrap_or_default(),

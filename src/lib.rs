@@ -15,6 +15,8 @@ pub mod id;
 #[cfg(feature = "daemon")]
 pub mod image;
 #[cfg(feature = "daemon")]
+pub mod metrics;
+#[cfg(feature = "daemon")]
 pub mod net;
 #[cfg(feature = "daemon")]
 pub mod node;

@@ -1,7 +1,11 @@
-//! Log lines: where they go and how they look.
+//! Log lines: where they go and how they look. Numbers: what the daemon counts of its own work ([`metrics`], [`rpc`]).
 //!
 //! Text for people, JSON for machines, always on standard error: systemd and `serve.log` take it from there.
 //! The keys are fixed: `sandbox`, `container`, `image`, `pid`, `step`, `code`, `elapsed`, `error`.
+
+pub mod instrument;
+pub mod metrics;
+pub mod rpc;
 
 use std::io::IsTerminal;
 

@@ -15,6 +15,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("disk", &["sys"]),
     ("id", &[]),
     ("image", &["api", "disk", "id", "observe", "sys"]),
+    ("metrics", &["id", "net", "node", "observe"]),
     ("net", &["disk", "id", "observe", "settings", "sys"]),
     ("node", &["api", "compile", "disk", "id", "image", "net", "observe", "plan", "runtime", "stream", "wire"]),
     ("observe", &[]),
@@ -37,7 +38,7 @@ const FENCES: &[(&str, &[&str])] = &[
     ("caps", &["src/runtime"]),
     ("cgroups_rs", &["src/runtime"]),
     ("rustls", &["src/image/registry"]),
-    ("hyper", &["src/image/registry", "src/cri/server", "src/cri/call", "src/stream"]),
+    ("hyper", &["src/image/registry", "src/cri/server", "src/cri/call", "src/metrics", "src/stream"]),
     ("anyhow", &[]),
 ];
 

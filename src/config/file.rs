@@ -5,7 +5,7 @@ use std::path::Path;
 use toml::de::{DeTable, DeValue};
 
 use super::keys::{KEYS, Key};
-use super::{ConfigError, Raw, network};
+use super::{ConfigError, Raw, metrics, network};
 
 pub(super) fn read(file: &Path) -> Result<Raw, ConfigError> {
     let text = std::fs::read_to_string(file).map_err(|source| ConfigError::Read { file: file.to_owned(), source })?;
@@ -45,7 +45,7 @@ fn take(raw: &mut Raw, (file, line): (&Path, usize), name: &str, value: &DeValue
 }
 
 pub(super) fn keys() -> impl Iterator<Item = &'static Key> {
-    KEYS.iter().chain(network::KEYS)
+    KEYS.iter().chain(network::KEYS).chain(metrics::KEYS)
 }
 
 /// Whether there are keys in a table of this name.

@@ -46,6 +46,9 @@ fn every_key_is_taken() {
         mtu = 1400
         isolate = true
         masquerade = false
+        [metrics]
+        address = "[::1]:9537"
+        allow_remote = true
     "#;
     let expected = Config {
         root: "/a".into(),
@@ -74,6 +77,7 @@ fn every_key_is_taken() {
             masquerade: false,
         },
         streams: "[::1]:10010".parse().unwrap(),
+        metrics: Metrics { address: Some(MetricsAddress::Tcp("[::1]:9537".parse().unwrap())), allow_remote: true },
         worker_threads: 4,
         log_level: LogLevel::Debug,
         log_format: LogFormat::Json,
@@ -120,6 +124,12 @@ fn wrong_values_say_what_is_wanted() {
         ("network.mtu = 100", "from 1280"),
         ("network.isolate = 1", "true or false"),
         ("network.cni_plugin_dirs = [\"bin\"]", "absolute paths"),
+        ("metrics.address = \"9537\"", "an IP address with a port"),
+        ("metrics.address = \"127.0.0.1:0\"", "an IP address with a port"),
+        ("metrics.address = \"localhost:9537\"", "an IP address with a port"),
+        ("metrics.address = \"unix://run/m.sock\"", "an IP address with a port"),
+        ("metrics.address = \"unix:///\"", "an IP address with a port"),
+        ("metrics.allow_remote = 1", "true or false"),
         ("pinned_images = \"pause\"", "list of image names"),
         ("pinned_images = [\"pause\", 1]", "list of image names"),
     ] {
@@ -178,4 +188,24 @@ fn the_shim_is_found_beside_the_program() {
     config.shim = Some(dir.path().join("absent"));
     let error = config.find_shim(Some(&executable)).unwrap_err().to_string();
     assert!(error.contains("absent") && error.contains("`shim`"), "{error}");
+}
+
+#[test]
+fn metrics_are_in_reach_of_others_only_if_that_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config.toml");
+    let load = |text: &str| {
+        std::fs::write(&file, format!("[metrics]\n{text}")).unwrap();
+        Config::load(&Overrides { file: Some(file.clone()), ..Default::default() })
+    };
+    for address in ["0.0.0.0:9537", "[::]:9537", "10.1.2.3:80", "[::ffff:10.1.2.3]:80"] {
+        let error = load(&format!("address = \"{address}\"")).unwrap_err().to_string();
+        assert!(error.contains("allow_remote = true") && error.contains(address), "{error}");
+        assert!(load(&format!("address = \"{address}\"\nallow_remote = true")).is_ok());
+    }
+    for address in ["127.0.0.1:9537", "127.9.9.9:1", "[::1]:9537", "[::ffff:127.0.0.1]:9537"] {
+        assert!(load(&format!("address = \"{address}\"")).is_ok());
+    }
+    let socket = load("address = \"unix:///run/m.sock\"").unwrap().metrics.address;
+    assert_eq!(socket, Some(MetricsAddress::Unix("/run/m.sock".into())));
 }

@@ -22,7 +22,10 @@ use tonic::body::Body;
 use tonic::service::Routes;
 use tower::Service;
 
+use crate::observe::rpc::{self, Call};
+
 const TIMEOUT: &str = "grpc-timeout";
+const STATUS: &str = "grpc-status";
 
 /// Digits of a timeout's number, at most.
 const MAX_DIGITS: usize = 8;
@@ -50,10 +53,11 @@ impl hyper::service::Service<Request<Incoming>> for Gateway {
 
     fn call(&self, request: Request<Incoming>) -> Answering {
         let under_way = self.calls.begin();
+        let call = rpc::at(request.uri().path()).begin();
         let timeout = match timeout(request.headers()) {
             Ok(timeout) => timeout,
             Err(status) => {
-                let refused = status.into_http::<Body>().map(|body| Answer { body, deadline: None, under_way });
+                let refused = Answer::of(status.into_http::<Body>(), None, under_way, call);
                 return Box::pin(std::future::ready(Ok(refused)));
             }
         };
@@ -70,7 +74,7 @@ impl hyper::service::Service<Request<Incoming>> for Gateway {
                     () = sleep => exceeded(*limit).into_http(),
                 },
             };
-            Ok(response.map(|body| Answer { body, deadline, under_way }))
+            Ok(Answer::of(response, deadline, under_way, call))
         })
     }
 }
@@ -86,6 +90,21 @@ pub(super) struct Answer {
     body: Body,
     deadline: Option<Deadline>,
     under_way: UnderWay,
+    call: Call,
+}
+
+impl Answer {
+    fn of(response: Response<Body>, deadline: Option<Deadline>, under_way: UnderWay, mut call: Call) -> Response<Self> {
+        ended(&mut call, response.headers());
+        response.map(|body| Self { body, deadline, under_way, call })
+    }
+}
+
+/// Counts how it ended, if this says so: the only headers of an answer, or the trailers behind a body.
+fn ended(call: &mut Call, headers: &HeaderMap) {
+    if let Some(status) = headers.get(STATUS) {
+        call.end(status.as_bytes());
+    }
 }
 
 impl fmt::Debug for Answer {
@@ -101,12 +120,18 @@ impl hyper::body::Body for Answer {
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = self.get_mut();
         if let ready @ Poll::Ready(_) = Pin::new(&mut this.body).poll_frame(context) {
+            if let Poll::Ready(Some(Ok(frame))) = &ready
+                && let Some(trailers) = frame.trailers_ref()
+            {
+                ended(&mut this.call, trailers);
+            }
             return ready;
         }
         let Some(Deadline { limit, sleep }) = &mut this.deadline else { return Poll::Pending };
         std::task::ready!(sleep.as_mut().poll(context));
         let mut trailers = HeaderMap::new();
         let told = exceeded(*limit).add_header(&mut trailers);
+        ended(&mut this.call, &trailers);
         // Whoever writes the stream learns that nobody reads it.
         this.body = Body::empty();
         this.deadline = None;
@@ -226,6 +251,7 @@ mod tests {
             body: Body::new(http_body_util::StreamBody::new(messages)),
             deadline: Some(Deadline { limit, sleep: Box::pin(tokio::time::sleep(limit)) }),
             under_way: calls.begin(),
+            call: rpc::at("/none").begin(),
         };
         let begun = Instant::now();
         writer.send(Bytes::from_static(b"first")).await.unwrap();

@@ -4,8 +4,9 @@ use tonic::{Code, Status};
 
 use crate::image::{ImageError, StoreError, UnpackError};
 use crate::node::{ErrorKind, NodeError, chain};
+use crate::observe::metrics;
 
-/// The answer to a request that failed: a code and one sentence with all causes.
+/// The answer to a request that failed: a code and one sentence with all causes. Here it is counted, too.
 pub(super) fn status(error: &NodeError) -> Status {
     let code = match error.kind() {
         ErrorKind::NotFound => Code::NotFound,
@@ -18,6 +19,7 @@ pub(super) fn status(error: &NodeError) -> Status {
         ErrorKind::Unavailable => Code::Unavailable,
         ErrorKind::Internal => Code::Internal,
     };
+    metrics::failed(&error.failed_step());
     Status::new(code, chain(error))
 }
 

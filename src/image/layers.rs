@@ -84,6 +84,11 @@ impl Layers {
         self.state().layers.keys().cloned().collect()
     }
 
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.state().layers.len()
+    }
+
     /// What is written down about a layer.
     pub fn record(&self, key: &str) -> Result<LayerRecord, StoreError> {
         let path = self.dir.join(key).join("layer.json");

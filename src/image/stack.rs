@@ -21,6 +21,7 @@ use super::stage::{self, Stage, WriteBack};
 use super::store::{Hold, Inner, lock};
 use super::unpack::{self, Expected, Lower};
 use crate::id::Digest;
+use crate::observe::metrics::UNPACKED;
 
 /// Layers unpacked at once. Decompression and hashing fill a processor each; more would compete for the disk.
 const MOST_AT_ONCE: usize = 4;
@@ -210,6 +211,7 @@ impl Made {
             (Some(_), _) => Dependence::Contents,
         };
         let record = stage.describe(&expected.diff_id, dependence, outcome.contents)?;
+        UNPACKED.add(record.occupied_bytes);
         let counted = store.layers.count_staged(&stage, &record);
         let (dangling_link, disk) = (outcome.dangling_link, Arc::clone(room.disk));
         Ok(Self { record, dangling_link, disk, place: Mutex::new(Place::Staged(counted, stage)) })

@@ -256,6 +256,12 @@ impl Store {
         Usage { used_bytes, inodes_used, mountpoint: self.inner.root.clone(), timestamp_ns: now() }
     }
 
+    /// How many layers there are.
+    #[must_use]
+    pub fn layer_count(&self) -> usize {
+        self.inner.layers.count()
+    }
+
     /// Keeps layers while the returned value lives. Layers that are not there are passed over: see
     /// [`Store::has_layers`].
     #[must_use = "the layers are held only as long as this lives"]

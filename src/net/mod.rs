@@ -49,6 +49,17 @@ pub struct Namespace<'a> {
     pub path: Option<&'a Path>,
 }
 
+/// How full a range of addresses is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PoolUse {
+    /// "10.87.0.0/16".
+    pub range: String,
+    /// Addresses that pods have.
+    pub used: usize,
+    /// Addresses there are for pods; a float, as there may be very many.
+    pub size: f64,
+}
+
 /// A sandbox with a network, by its record.
 #[derive(Debug, Clone)]
 pub struct Live {
@@ -128,6 +139,11 @@ pub trait Driver: std::fmt::Debug + Send + Sync {
     /// # Errors
     /// [`NetError::Invalid`] if it is none.
     fn set_pod_cidr(&self, cidr: &str) -> Result<(), NetError>;
+
+    /// The ranges that pods get addresses of, where this driver keeps any.
+    fn pools(&self) -> Vec<PoolUse> {
+        Vec::new()
+    }
 
     /// What a person wants to know of the network (`aril network inspect`), as JSON.
     fn describe(&self) -> serde_json::Value;

@@ -1,5 +1,6 @@
 //! Why the node could not do what it was asked to.
 
+use std::borrow::Cow;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -202,6 +203,26 @@ impl NodeError {
         }
     }
 
+    /// The step that failed, one of few: names of objects are not in it.
+    #[must_use]
+    pub fn failed_step(&self) -> Cow<'static, str> {
+        Cow::Borrowed(match self {
+            Self::Shim { step, source: WireError::Shim { step: inner, .. }, .. } if !inner.is_empty() => {
+                return Cow::Owned(format!("{step}: {inner}"));
+            }
+            Self::Shim { step, .. } | Self::Deadline { step, .. } | Self::Io { step, .. } => step,
+            Self::Store(_) => "write a record",
+            Self::Images(_) => "open the image store",
+            Self::Network { .. } => "network",
+            Self::Connect { .. } => "connect to a port",
+            Self::ImageVolume(_) => "mount an image",
+            Self::NoImage(_) | Self::NoVolumeImage { .. } => "find the image",
+            Self::Spec(_) | Self::Compile(_) => "make the spec",
+            Self::NoSandbox(_) | Self::NoContainer(_) | Self::Ambiguous { .. } | Self::Gone { .. } => "find the object",
+            Self::Invalid { .. } | Self::Exists { .. } | Self::Refused { .. } => "check the request",
+        })
+    }
+
     pub(super) fn shim(step: &'static str, object: impl ToString) -> impl FnOnce(WireError) -> Self {
         let object = object.to_string();
         move |source| Self::Shim { step, object, source }
@@ -273,6 +294,7 @@ mod tests {
         let source = WireError::Shim { kind: Kind::Refused, step: "exec".into(), errno: 2, message };
         let error = NodeError::shim("start container", "abc")(source);
         assert_eq!(error.kind(), ErrorKind::Refused);
+        assert_eq!(error.failed_step(), "start container: exec");
         assert_eq!(chain(&error), "start container abc: exec \"/x\": ENOENT, is it in the image?");
     }
 

@@ -21,6 +21,7 @@ use super::now;
 use super::record::{ContainerRecord, SandboxRecord};
 use super::state::{ContainerState, Exit, Nanos, SandboxState};
 use super::timeline::{Operation, Step};
+use crate::observe::metrics::EVENTS_LOST;
 
 /// How long events are kept, as containerd does.
 pub const KEPT_FOR: Duration = Duration::from_secs(5 * 60);
@@ -344,6 +345,7 @@ impl EventReader {
         let Some(place) = self.next.checked_sub(log.gone) else {
             let count = log.gone - self.next;
             self.next = log.gone;
+            EVENTS_LOST.add(count);
             return Err(EventsLost { count });
         };
         let event = usize::try_from(place).ok().and_then(|place| log.events.get(place));

@@ -15,6 +15,8 @@ use super::error::NodeError;
 use super::pod::chain;
 use super::record::ContainerRecord;
 use super::spec;
+use crate::observe::instrument::Held;
+use crate::observe::metrics::EXEC_SESSIONS;
 use crate::stream::Pipe;
 use crate::wire::client::{Shim, WireError};
 use crate::wire::session::{ExecSession, ExecStdio, Streams};
@@ -90,6 +92,7 @@ struct KillOnDrop {
     shim: Shim,
     exec_id: String,
     armed: bool,
+    _counted: Held,
 }
 
 impl Drop for KillOnDrop {
@@ -213,7 +216,7 @@ impl Node {
     fn kill_on_drop(&self, shim: &Shim) -> KillOnDrop {
         // Unique in the shim's life, which may span several daemons.
         let exec_id = format!("{:x}-{}", self.started_at, SERIAL.fetch_add(1, Ordering::Relaxed));
-        KillOnDrop { shim: shim.clone(), exec_id, armed: true }
+        KillOnDrop { shim: shim.clone(), exec_id, armed: true, _counted: EXEC_SESSIONS.hold() }
     }
 }
 

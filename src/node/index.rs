@@ -241,6 +241,11 @@ impl Index {
         self.read().pods.get(id).and_then(|pod| pod.shim.clone())
     }
 
+    /// How many pods have a shim.
+    pub fn shims(&self) -> usize {
+        self.read().pods.values().filter(|pod| pod.shim.is_some()).count()
+    }
+
     /// How many sandboxes and containers are shown.
     pub fn counts(&self) -> (usize, usize) {
         let maps = self.read();

@@ -192,6 +192,12 @@ impl Node {
         self.index.counts()
     }
 
+    /// How many shims it is connected to.
+    #[must_use]
+    pub fn shims(&self) -> usize {
+        self.index.shims()
+    }
+
     /// Whether a warning has not been logged since this daemon started. Past a thousand all are old.
     fn is_new_warning(&self, warning: &str) -> bool {
         let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);

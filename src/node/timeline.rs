@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::now;
 use super::state::Nanos;
+use crate::observe::metrics;
 
 /// So many operations are kept of an object; each of the usual ones happens once.
 const MAX_OPERATIONS: usize = 8;
@@ -111,11 +112,12 @@ impl Recorder {
         self.steps.splice(at + 1..at + 1, parts);
     }
 
-    /// The operation as it is by now.
+    /// The operation as it is by now; it is counted, too.
     #[must_use]
     pub fn end(mut self) -> Operation {
         let elapsed_us = micros(self.begun.elapsed());
         self.steps.shrink_to_fit();
+        self.steps.iter().for_each(|step| metrics::step(self.operation, &step.name, step.elapsed_us));
         Operation { operation: Cow::Borrowed(self.operation), at: self.at, elapsed_us, steps: self.steps }
     }
 }

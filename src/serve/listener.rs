@@ -12,12 +12,12 @@ use tokio::net::UnixListener;
 /// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    #[error("a daemon listens on {} already; stop it, or give this one another --socket", .0.display())]
-    Live(PathBuf),
-    #[error("{} is there and no socket; move it away, or give another --socket", .0.display())]
-    NotASocket(PathBuf),
-    #[error("socket path {} is longer than 107 bytes; give a shorter --socket", .0.display())]
-    TooLong(PathBuf),
+    #[error("somebody listens on {} already; stop it, or give this daemon another {option}", path.display())]
+    Live { path: PathBuf, option: &'static str },
+    #[error("{} is there and no socket; move it away, or give another {option}", path.display())]
+    NotASocket { path: PathBuf, option: &'static str },
+    #[error("socket path {} is longer than 107 bytes; give a shorter {option}", path.display())]
+    TooLong { path: PathBuf, option: &'static str },
     #[error("{step} {}: {:?}", path.display(), Errno::from_raw(source.raw_os_error().unwrap_or(0)))]
     Io { step: &'static str, path: PathBuf, source: io::Error },
 }
@@ -32,22 +32,24 @@ pub struct Bound {
 }
 
 impl Bound {
-    /// Listens at `path`, for root alone. A socket that a dead daemon left there is replaced.
+    /// Listens at `path`, for root alone. A socket that a dead daemon left there is replaced. `option` is what whoever
+    /// wants another path has to change.
     ///
     /// # Errors
     /// [`ListenError`].
-    pub fn new(path: &Path) -> Result<Self, ListenError> {
+    pub fn new(path: &Path, option: &'static str) -> Result<Self, ListenError> {
         let io = |step| move |source| ListenError::Io { step, path: path.to_owned(), source };
         let dir = path.parent().unwrap_or(Path::new("/"));
         aril::disk::private_dir(dir).map_err(io("make the directory of socket"))?;
-        check_place(path)?;
+        check_place(path, option)?;
         // Born under a name of its own: only when it is private does it get the one that clients know.
-        let temporary = dir.join(format!(".{}", process::id()));
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let temporary = dir.join(format!(".{name}.{}", process::id()));
         // One left by a daemon of the same number.
         fs::remove_file(&temporary).ok();
         let bound = StdListener::bind(&temporary).map_err(|e| match e.raw_os_error() {
             // The standard library counts the bytes itself.
-            None => ListenError::TooLong(path.to_owned()),
+            None => ListenError::TooLong { path: path.to_owned(), option },
             Some(_) => io("bind socket")(e),
         })?;
         let published = fs::set_permissions(&temporary, fs::Permissions::from_mode(0o600))
@@ -83,19 +85,21 @@ impl Bound {
 }
 
 /// Refuses a place where a daemon lives, or where something else is.
-fn check_place(path: &Path) -> Result<(), ListenError> {
+fn check_place(path: &Path, option: &'static str) -> Result<(), ListenError> {
     // Longer than `sockaddr_un` holds, the connection below would fail for that reason and hide a living daemon.
     if path.as_os_str().len() > 107 {
-        return Err(ListenError::TooLong(path.to_owned()));
+        return Err(ListenError::TooLong { path: path.to_owned(), option });
     }
     match fs::symlink_metadata(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(source) => return Err(ListenError::Io { step: "look at socket", path: path.to_owned(), source }),
-        Ok(meta) if !meta.file_type().is_socket() => return Err(ListenError::NotASocket(path.to_owned())),
+        Ok(meta) if !meta.file_type().is_socket() => {
+            return Err(ListenError::NotASocket { path: path.to_owned(), option });
+        }
         Ok(_) => {}
     }
     match UnixStream::connect(path) {
-        Ok(_) => Err(ListenError::Live(path.to_owned())),
+        Ok(_) => Err(ListenError::Live { path: path.to_owned(), option }),
         // Only this says that nobody listens.
         Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
         Err(source) => Err(ListenError::Io { step: "try socket", path: path.to_owned(), source }),
@@ -110,13 +114,13 @@ mod tests {
     fn a_socket_is_private_and_alone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run").join("aril.sock");
-        let bound = Bound::new(&path).unwrap();
+        let bound = Bound::new(&path, "--socket").unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().permissions().mode() & 0o777, 0o700);
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
         UnixStream::connect(&path).unwrap();
-        let error = Bound::new(&path).unwrap_err().to_string();
-        assert!(error.starts_with("a daemon listens on "), "{error}");
+        let error = Bound::new(&path, "--socket").unwrap_err().to_string();
+        assert!(error.starts_with("somebody listens on "), "{error}");
         bound.remove();
         assert!(!path.exists());
     }
@@ -125,10 +129,10 @@ mod tests {
     fn a_dead_daemons_socket_is_replaced_and_a_successors_kept() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("aril.sock");
-        let dead = Bound::new(&path).unwrap();
+        let dead = Bound::new(&path, "--socket").unwrap();
         let file = dead.file;
         drop(dead.listener);
-        let alive = Bound::new(&path).unwrap();
+        let alive = Bound::new(&path, "--socket").unwrap();
         UnixStream::connect(&path).unwrap();
         Bound { listener: alive.listener.try_clone().unwrap(), path: path.clone(), file }.remove();
         assert!(path.exists());
@@ -139,9 +143,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         fs::write(&path, "x").unwrap();
-        assert!(matches!(Bound::new(&path), Err(ListenError::NotASocket(_))));
+        assert!(matches!(Bound::new(&path, "--socket"), Err(ListenError::NotASocket { .. })));
         assert_eq!(fs::read(&path).unwrap(), b"x");
         let long = dir.path().join("x".repeat(120));
-        assert!(matches!(Bound::new(&long), Err(ListenError::TooLong(_))));
+        assert!(matches!(Bound::new(&long, "--socket"), Err(ListenError::TooLong { .. })));
     }
 }

@@ -4,6 +4,7 @@
 //! without touching a workload: shims and containers go on, and the next daemon finds them.
 
 mod listener;
+mod metrics;
 mod notify;
 
 use std::error::Error;
@@ -67,13 +68,14 @@ pub fn serve(global: &Global, args: &ServeArgs) -> Result<(), Box<dyn Error>> {
 
 async fn run(config: &Config, settings: Settings, exit_when_idle: bool) -> Result<(), Box<dyn Error>> {
     let node = Node::open(settings).await?;
-    let bound = Bound::new(&config.socket)?;
+    let bound = Bound::new(&config.socket, "--socket")?;
     let (end, ended) = watch::channel(false);
     let until_told = {
         let mut ended = ended.clone();
         // An error means that the sender is gone, which is an end too.
         async move { ended.wait_for(|&e| e).await.map(drop).unwrap_or(()) }
     };
+    let metrics = metrics::begin(&node, config.metrics.address.as_ref());
     let serving = cri::serve(Arc::clone(&node), bound.listener()?, config.streams, until_told);
     let (pods, containers) = node.counts();
     info!(pid = std::process::id(), pods, containers, socket = %config.socket.display(), "daemon ready");
@@ -107,6 +109,7 @@ async fn run(config: &Config, settings: Settings, exit_when_idle: bool) -> Resul
         () = serving => {}
         result = end_when_due => result?,
     }
+    metrics.end().await;
     Ok(())
 }
 

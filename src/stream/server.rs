@@ -13,6 +13,7 @@ use tracing::warn;
 use super::http::{Desk, receive};
 use super::token::Book;
 use super::{Backend, Request, StreamError, limits};
+use crate::observe::metrics::STREAMING_SESSIONS;
 
 /// How long nobody is let in after that failed, which means that descriptors have run out.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -110,6 +111,7 @@ async fn connect<B: Backend>(desk: Arc<Desk<B>>, strangers: Arc<Strangers>, conn
         session
     };
     if let Some(session) = session {
+        let _open = STREAMING_SESSIONS.hold();
         session.await;
     }
 }

@@ -36,6 +36,7 @@ mod network_ports;
 mod port_forward;
 mod power;
 mod process;
+mod prometheus;
 mod pulls;
 mod resources;
 mod restart;

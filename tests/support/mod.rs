@@ -18,6 +18,7 @@ mod logs;
 pub mod network;
 mod node;
 mod pod;
+pub mod prometheus;
 pub mod registry;
 mod residue;
 pub mod stats;

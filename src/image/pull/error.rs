@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::image::error::ImageError;
+use crate::image::error::{ImageError, StoreError, UnpackError};
 use crate::image::registry::{RegistryError, RegistryErrorKind};
 
 /// Why a pull failed: one sentence. Nothing of the image is visible then, and its space is given back, but for whole
@@ -27,9 +27,43 @@ impl From<ImageError> for PullError {
 }
 
 impl PullError {
+    /// One word for what went wrong, of few.
+    pub(super) fn word(&self) -> &'static str {
+        let error = match self {
+            Self::Registry(e) => return registry_word(e.kind()),
+            Self::Died => return "died",
+            Self::Image(e) => &**e,
+        };
+        match error {
+            ImageError::Store(StoreError::DiskFull { .. })
+            | ImageError::Unpack { source: UnpackError::DiskFull { .. }, .. } => "disk_full",
+            ImageError::Store(_) | ImageError::Unpack { source: UnpackError::System { .. }, .. } => "store",
+            ImageError::Limit { .. } | ImageError::Unpack { source: UnpackError::Limit { .. }, .. } => "limit",
+            ImageError::DigestMismatch { .. } | ImageError::SizeMismatch { .. } => "damaged",
+            ImageError::Unpack { source: UnpackError::Damaged { .. } | UnpackError::Mismatch { .. }, .. } => "damaged",
+            ImageError::Unpack { source: UnpackError::Read { .. }, .. } => "unavailable",
+            ImageError::Platform { .. } => "platform",
+            _ => "malformed",
+        }
+    }
+
     /// Whether the same pull may well succeed a little later, so that its layers are worth keeping.
     pub(super) fn is_passing(&self) -> bool {
         matches!(self, Self::Registry(e)
             if matches!(e.kind(), RegistryErrorKind::Unavailable | RegistryErrorKind::RateLimited))
+    }
+}
+
+fn registry_word(kind: RegistryErrorKind) -> &'static str {
+    match kind {
+        RegistryErrorKind::NotFound => "not_found",
+        RegistryErrorKind::Unauthorized => "unauthorized",
+        RegistryErrorKind::RateLimited => "rate_limited",
+        RegistryErrorKind::Unavailable => "unavailable",
+        RegistryErrorKind::Tls => "tls",
+        RegistryErrorKind::Protocol | RegistryErrorKind::NoRanges => "protocol",
+        RegistryErrorKind::Limit => "limit",
+        RegistryErrorKind::Mismatch => "damaged",
+        RegistryErrorKind::Config => "config",
     }
 }

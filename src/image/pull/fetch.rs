@@ -12,6 +12,7 @@ use super::pipe::Feed;
 use super::source::{Source, Transfer};
 use crate::id::Digest;
 use crate::image::registry::{RegistryError, RegistryErrorKind};
+use crate::observe::metrics::DOWNLOADED;
 
 /// Bytes of one part when a blob is fetched over several connections.
 const PART_BYTES: u32 = 4 << 20;
@@ -208,6 +209,7 @@ struct Pump<'a, F> {
 impl<F: FnMut(u64)> Pump<'_, F> {
     async fn send(&mut self, bytes: Bytes) -> bool {
         let length = bytes.len() as u64;
+        DOWNLOADED.add(length);
         if !self.feed.send(bytes).await {
             return false;
         }

@@ -36,6 +36,7 @@ use tokio::task::AbortHandle;
 use super::reference::Reference;
 use super::registry::{Credentials, RegistryClient};
 use super::store::{Image, Store, lock};
+use crate::observe::metrics;
 use pool::Pool;
 use run::Run;
 use source::Registry;
@@ -131,8 +132,10 @@ impl Puller {
             credentials: credentials.clone(),
             progress: progress_in,
         };
+        let counted = metrics::Pull::begin();
         let task = tokio::spawn(async move {
             let outcome = run.run().await;
+            counted.end(outcome.as_ref().map_or_else(PullError::word, |_| "ok"));
             // Who asks from now on starts anew.
             let is_last = {
                 let mut running = lock(&shared.running);

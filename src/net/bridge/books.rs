@@ -177,6 +177,11 @@ impl Books {
         &self.pods
     }
 
+    /// How many addresses of a range pods have.
+    pub fn leased(&self, range: Range) -> usize {
+        self.leases.keys().filter(|ip| range.is_for_pods(**ip)).count()
+    }
+
     /// The ranges new pods get addresses of.
     pub fn current(&self) -> &[Range] {
         if self.ranges.pod_cidr.is_empty() { &self.configured } else { &self.ranges.pod_cidr }

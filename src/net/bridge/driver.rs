@@ -14,7 +14,8 @@ use super::range::{Range, parse_list};
 use super::{Bridge, Made, NAME, NETWORK, lock};
 use crate::id::SandboxId;
 use crate::net::{
-    Address, Attachment, Dns, Driver, INTERFACE, Leftover, Live, Namespace, NetError, Request, Route, namespace,
+    Address, Attachment, Dns, Driver, INTERFACE, Leftover, Live, Namespace, NetError, PoolUse, Request, Route,
+    namespace,
 };
 
 impl Driver for Bridge {
@@ -150,6 +151,12 @@ impl Driver for Bridge {
 
     fn reset(&self) -> Vec<Leftover> {
         self.take_away()
+    }
+
+    fn pools(&self) -> Vec<PoolUse> {
+        let books = lock(&self.books);
+        let pool = |range: &Range| PoolUse { range: range.to_string(), used: books.leased(*range), size: range.size() };
+        books.current().iter().map(pool).collect()
     }
 
     fn describe(&self) -> serde_json::Value {

@@ -93,6 +93,12 @@ impl Range {
         bits(self.network) + self.host_mask() - u128::from(self.is_v4())
     }
 
+    /// How many addresses there are for pods, as nearly as a float can say.
+    #[allow(clippy::cast_precision_loss)] // beyond 2^53 nobody counts
+    pub fn size(self) -> f64 {
+        (self.last() - self.first() + 1) as f64
+    }
+
     /// The first free address behind `after`, all round; `None`: none is free.
     pub fn next_free(self, after: Option<IpAddr>, is_free: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
         let (first, last) = (self.first(), self.last());

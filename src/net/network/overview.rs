@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::super::thread::{apart, guarded};
-use super::super::{Attachment, Choice};
+use super::super::{Attachment, Choice, PoolUse};
 use super::{Network, Slot};
 use crate::id::SandboxId;
 
@@ -29,6 +29,23 @@ pub struct Overview {
 }
 
 impl Network {
+    /// How many pods each driver has connected, from memory.
+    #[must_use]
+    pub fn connected(&self) -> Vec<(&'static str, usize)> {
+        self.slots.iter().map(|slot| slot.driver.name()).map(|driver| (driver, self.live_count(driver))).collect()
+    }
+
+    /// The ranges of addresses that pods get theirs of, and how full they are. Waits for a driver that is at its books.
+    #[must_use]
+    pub fn pools(&self) -> Vec<PoolUse> {
+        let pools = |slot: &Arc<Slot>| guarded(slot.driver.name(), || slot.driver.pools()).unwrap_or_default();
+        self.slots.iter().flat_map(pools).collect()
+    }
+
+    fn live_count(&self, driver: &str) -> usize {
+        self.attached().values().filter(|connected| connected.driver() == driver).count()
+    }
+
     /// All drivers, for people. One that does not answer in time says so, and keeps no other.
     pub async fn overview(self: &Arc<Self>) -> Vec<Overview> {
         self.overview_within(DEADLINE).await
