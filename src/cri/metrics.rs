@@ -4,6 +4,8 @@
 //! CRI has whole numbers only: seconds are whole seconds, rounded down. A metric that the kernel does not count, or a
 //! limit that is not set and has no number for it, has no value.
 
+use std::slice::from_ref;
+
 use crate::api::cri::{self, MetricType};
 use crate::node::{Disk, Filesystem, FullContainer, FullPod, Interface, Stall};
 
@@ -194,8 +196,7 @@ pub(super) fn pod(pod: &FullPod) -> cri::PodSandboxMetrics {
     if let Some((at, interfaces)) = &pod.network {
         for metric in &METRICS {
             let OfInterface(value) = metric.source else { continue };
-            metrics
-                .extend(interfaces.iter().map(|i| told(metric, *at, &base, std::slice::from_ref(&i.name), value(i))));
+            metrics.extend(interfaces.iter().map(|i| told(metric, *at, &base, from_ref(&i.name), value(i))));
         }
     }
     cri::PodSandboxMetrics {
@@ -301,7 +302,7 @@ fn of(counters: &[(String, u64)], operation: &str) -> Option<u64> {
 fn operations(container: &FullContainer) -> Values {
     let of_disk = |(disk, name): (&Disk, &String)| -> Values {
         let numbers = [disk.major, disk.minor].map(|number| number.to_string());
-        let labels = |operation: &String| [&[name.clone()], &numbers[..], &[operation.clone()]].concat();
+        let labels = |operation: &String| [from_ref(name), &numbers, from_ref(operation)].concat();
         disk.bytes.iter().map(|(operation, value)| (labels(operation), *value)).collect()
     };
     named_disks(container).flat_map(of_disk).collect()

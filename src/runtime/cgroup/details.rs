@@ -342,7 +342,7 @@ mod tests {
             vec![("Read".to_owned(), read), ("Write".to_owned(), write), ("Discard".to_owned(), discard)]
         };
         let disk = Disk { major: 254, minor: 0, bytes: operations(1, 2, 0), requests: operations(3, 4, 0) };
-        assert_eq!(v2, [disk.clone()]);
+        assert_eq!(v2, std::slice::from_ref(&disk));
         let mut v1 = Vec::new();
         disks_v1(Some("254:0 Read 1\n254:0 Write 2\n254:0 Discard 0\n254:0 Total 3\nTotal 3\n"), &mut v1, true);
         disks_v1(Some("254:0 Read 3\n254:0 Write 4\n254:0 Discard 0\n254:0 x\n\n"), &mut v1, false);
