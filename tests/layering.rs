@@ -15,7 +15,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("disk", &["sys"]),
     ("id", &[]),
     ("image", &["api", "disk", "id", "observe", "sys"]),
-    ("metrics", &["id", "net", "node", "observe"]),
+    ("metrics", &["cri", "id", "net", "node", "observe"]),
     ("net", &["disk", "id", "observe", "settings", "sys"]),
     ("node", &["api", "compile", "disk", "id", "image", "net", "observe", "plan", "runtime", "stream", "wire"]),
     ("observe", &[]),

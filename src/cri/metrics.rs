@@ -1,9 +1,10 @@
 //! The metrics of ListPodSandboxMetrics, under the names and with the labels that cAdvisor gave them: kubelet hands them
 //! on at `/metrics/cadvisor` as they are, so dashboards made for cAdvisor go on working.
 //!
-//! CRI has whole numbers only: seconds are whole seconds, rounded down. A metric that the kernel does not count, or a
-//! limit that is not set and has no number for it, has no value.
+//! CRI has whole numbers only: seconds are whole seconds, rounded down; elsewhere ([`Metric::each`]) they have fractions.
+//! A metric that the kernel does not count, or a limit that is not set and has no number for it, has no value.
 
+use std::fmt;
 use std::slice::from_ref;
 
 use crate::api::cri::{self, MetricType};
@@ -12,10 +13,15 @@ use crate::node::{Disk, Filesystem, FullContainer, FullPod, Interface, Stall};
 /// The labels of every metric, in the order of their values.
 const LABELS: [&str; 6] = ["container", "id", "image", "name", "namespace", "pod"];
 
+/// Nanoseconds of a second.
+const SECOND: u64 = 1_000_000_000;
+
 /// One metric.
-struct Metric {
-    name: &'static str,
-    help: &'static str,
+pub struct Metric {
+    /// As cAdvisor calls it.
+    pub name: &'static str,
+    /// What it is, in a sentence.
+    pub help: &'static str,
     kind: MetricType,
     /// Beside [`LABELS`].
     labels: &'static [&'static str],
@@ -61,16 +67,16 @@ const fn interface(name: &'static str, value: fn(&Interface) -> u64, help: &'sta
 const METRICS: [Metric; 56] = [
     // CPU.
     labelled("container_cpu_usage_seconds_total", Counter, &["cpu"],
-        |c| one("total", c.numbers.cgroup.usage.cpu_ns.map(seconds)), "CPU time used, in seconds."),
-    metric("container_cpu_user_seconds_total", Counter, Container(|c| c.details.cpu_user_ns.map(seconds)),
+        |c| one("total", c.numbers.cgroup.usage.cpu_ns), "CPU time used, in seconds."),
+    metric("container_cpu_user_seconds_total", Counter, Container(|c| c.details.cpu_user_ns),
         "CPU time used by programs, in seconds."),
-    metric("container_cpu_system_seconds_total", Counter, Container(|c| c.details.cpu_system_ns.map(seconds)),
+    metric("container_cpu_system_seconds_total", Counter, Container(|c| c.details.cpu_system_ns),
         "CPU time used by the kernel for programs, in seconds."),
     metric("container_cpu_cfs_periods_total", Counter, Container(|c| c.details.periods),
         "Periods of the CPU quota that went by."),
     metric("container_cpu_cfs_throttled_periods_total", Counter, Container(|c| c.details.throttled_periods),
         "Periods of the CPU quota in which it was used up."),
-    metric("container_cpu_cfs_throttled_seconds_total", Counter, Container(|c| c.details.throttled_ns.map(seconds)),
+    metric("container_cpu_cfs_throttled_seconds_total", Counter, Container(|c| c.details.throttled_ns),
         "How long the container waited for the next period of its CPU quota, in seconds."),
     metric("container_spec_cpu_period", Gauge, Container(|c| c.details.cpu_period_us),
         "Length of a period of the CPU quota, in microseconds."),
@@ -112,22 +118,22 @@ const METRICS: [Metric; 56] = [
         "The most huge pages that were in use, in bytes; only cgroup v1 counts them."),
     // Pressure.
     metric("container_pressure_cpu_waiting_seconds_total", Counter,
-        Container(|c| c.numbers.cgroup.usage.cpu_pressure.map(|p| whole(p.some))),
+        Container(|c| c.numbers.cgroup.usage.cpu_pressure.map(|p| nanoseconds(p.some))),
         "How long some tasks waited for a CPU, in seconds."),
     metric("container_pressure_cpu_stalled_seconds_total", Counter,
-        Container(|c| c.numbers.cgroup.usage.cpu_pressure.map(|p| whole(p.full))),
+        Container(|c| c.numbers.cgroup.usage.cpu_pressure.map(|p| nanoseconds(p.full))),
         "How long all tasks waited for a CPU, in seconds."),
     metric("container_pressure_memory_waiting_seconds_total", Counter,
-        Container(|c| c.numbers.cgroup.usage.memory_pressure.map(|p| whole(p.some))),
+        Container(|c| c.numbers.cgroup.usage.memory_pressure.map(|p| nanoseconds(p.some))),
         "How long some tasks waited for memory, in seconds."),
     metric("container_pressure_memory_stalled_seconds_total", Counter,
-        Container(|c| c.numbers.cgroup.usage.memory_pressure.map(|p| whole(p.full))),
+        Container(|c| c.numbers.cgroup.usage.memory_pressure.map(|p| nanoseconds(p.full))),
         "How long all tasks waited for memory, in seconds."),
     metric("container_pressure_io_waiting_seconds_total", Counter,
-        Container(|c| c.numbers.cgroup.usage.io_pressure.map(|p| whole(p.some))),
+        Container(|c| c.numbers.cgroup.usage.io_pressure.map(|p| nanoseconds(p.some))),
         "How long some tasks waited for disks, in seconds."),
     metric("container_pressure_io_stalled_seconds_total", Counter,
-        Container(|c| c.numbers.cgroup.usage.io_pressure.map(|p| whole(p.full))),
+        Container(|c| c.numbers.cgroup.usage.io_pressure.map(|p| nanoseconds(p.full))),
         "How long all tasks waited for disks, in seconds."),
     // Disks.
     labelled("container_blkio_device_usage_total", Counter, &["device", "major", "minor", "operation"], operations,
@@ -159,9 +165,9 @@ const METRICS: [Metric; 56] = [
     labelled("container_ulimits_soft", Gauge, &["ulimit"], |c| one("max_open_files", c.processes.open_files_limit),
         "Soft limits of the first process."),
     metric("container_start_time_seconds", Gauge,
-        Container(|c| u64::try_from(c.numbers.record.state.started_at()).ok().map(seconds)),
+        Container(|c| u64::try_from(c.numbers.record.state.started_at()).ok()),
         "When the container started, in seconds since 1970."),
-    metric("container_last_seen", Gauge, Container(|c| u64::try_from(c.numbers.cgroup.at).ok().map(seconds)),
+    metric("container_last_seen", Gauge, Container(|c| u64::try_from(c.numbers.cgroup.at).ok()),
         "When the container was last looked at, in seconds since 1970."),
     // Network, of the pod.
     interface("container_network_receive_bytes_total", |i| i.received.bytes, "Bytes received."),
@@ -175,6 +181,58 @@ const METRICS: [Metric; 56] = [
         "Packets to be sent that there was no room for."),
     interface("container_network_transmit_errors_total", |i| i.sent.errors, "Packets that could not be sent."),
 ];
+
+/// Every metric there is.
+#[must_use]
+pub fn all() -> &'static [Metric] {
+    &METRICS
+}
+
+impl fmt::Debug for Metric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Metric").field(&self.name).finish()
+    }
+}
+
+impl Metric {
+    /// Whether it only grows.
+    #[must_use]
+    pub fn is_counter(&self) -> bool {
+        self.kind == Counter
+    }
+
+    /// What times are told in; where they come from they are in nanoseconds.
+    fn is_in_seconds(&self) -> bool {
+        self.name.ends_with("_seconds") || self.name.ends_with("_seconds_total") || self.name == "container_last_seen"
+    }
+
+    /// Tells each value of a pod and its containers with its labels; seconds have their fractions.
+    #[allow(clippy::cast_precision_loss)] // a float is what is wanted
+    pub fn each(&self, pod: &FullPod, mut tell: impl FnMut(&[(&str, &str)], f64)) {
+        let mut tell = |base: &[&str; LABELS.len()], own: &[String], value: u64| {
+            let own = self.labels.iter().copied().zip(own.iter().map(String::as_str));
+            let labels: Vec<(&str, &str)> = LABELS.into_iter().zip(base.iter().copied()).chain(own).collect();
+            tell(&labels, if self.is_in_seconds() { value as f64 / SECOND as f64 } else { value as f64 });
+        };
+        let metadata = pod.record.config.metadata.as_ref();
+        let (namespace, name) = metadata.map(|m| (m.namespace.as_str(), m.name.as_str())).unwrap_or_default();
+        if let OfInterface(value) = self.source {
+            let base = ["POD", &pod.cgroup_path, "", pod.record.id.as_str(), namespace, name];
+            let interfaces = pod.network.iter().flat_map(|(_, interfaces)| interfaces);
+            return interfaces.for_each(|i| tell(&base, from_ref(&i.name), value(i)));
+        }
+        for full in &pod.containers {
+            let record = &full.numbers.record;
+            let container = record.config.metadata.as_ref().map(|m| m.name.as_str()).unwrap_or_default();
+            let base = [container, &full.cgroup_path, &record.image_name, record.id.as_str(), namespace, name];
+            match self.source {
+                Container(value) => value(full).into_iter().for_each(|value| tell(&base, &[], value)),
+                Labelled(values) => values(full).iter().for_each(|(own, value)| tell(&base, own, *value)),
+                OfInterface(_) => {}
+            }
+        }
+    }
+}
 
 /// Names, texts and labels of all metrics.
 pub(super) fn descriptors() -> Vec<cri::MetricDescriptor> {
@@ -226,6 +284,7 @@ fn container(full: &FullContainer, pod: &cri::PodSandboxMetadata) -> cri::Contai
 
 fn told(metric: &Metric, at: i64, base: &[&str; LABELS.len()], labels: &[String], value: u64) -> cri::Metric {
     let base = base.iter().map(|&label| label.to_owned());
+    let value = if metric.is_in_seconds() { value / SECOND } else { value };
     cri::Metric {
         name: metric.name.to_owned(),
         timestamp: at,
@@ -235,12 +294,8 @@ fn told(metric: &Metric, at: i64, base: &[&str; LABELS.len()], labels: &[String]
     }
 }
 
-fn seconds(nanoseconds: u64) -> u64 {
-    nanoseconds / 1_000_000_000
-}
-
-fn whole(stall: Stall) -> u64 {
-    stall.total_us / 1_000_000
+fn nanoseconds(stall: Stall) -> u64 {
+    stall.total_us.saturating_mul(1000)
 }
 
 fn one(label: &str, value: Option<u64>) -> Values {
@@ -453,5 +508,33 @@ mod tests {
         {
             assert_eq!(value(limit), Some(0), "{limit}");
         }
+    }
+
+    #[test]
+    fn elsewhere_the_same_is_told_with_fractions() {
+        let everything = everything();
+        let told = pod(&everything);
+        let mut count = 0;
+        for metric in super::all() {
+            let expected: Vec<&cri::Metric> = all(&told).filter(|m| m.name == metric.name).collect();
+            let mut values = Vec::new();
+            metric.each(&everything, |labels, value| {
+                values.push((labels.iter().map(|(_, value)| (*value).to_owned()).collect::<Vec<_>>(), value));
+            });
+            assert_eq!(values.len(), expected.len(), "{metric:?}");
+            for ((labels, value), expected) in values.iter().zip(expected) {
+                assert_eq!(*labels, expected.label_values, "{metric:?}");
+                assert_eq!(value.floor(), expected.value.unwrap().value as f64, "{metric:?}");
+                count += 1;
+            }
+        }
+        assert!(count > METRICS.len());
+        let of = |name: &str| {
+            let mut found = 0.0;
+            METRICS.iter().find(|m| m.name == name).unwrap().each(&everything, |_, value| found = value);
+            found
+        };
+        assert_eq!(of("container_cpu_usage_seconds_total"), 1.999_999_999);
+        assert_eq!(of("container_pressure_io_waiting_seconds_total"), 2.999_999);
     }
 }

@@ -41,6 +41,8 @@ use crate::api::service::cri::runtime_service_server::RuntimeServiceServer;
 use crate::api::service::node::node_server::NodeServer;
 use crate::node::Node;
 
+pub use self::metrics::{Metric, all as metrics_of_pods};
+
 /// The largest message taken, as with kubelet's client.
 const MESSAGE_LIMIT_BYTES: usize = 16 << 20;
 

@@ -172,24 +172,15 @@ fn both_formats_are_read_and_head_has_none() {
     assert!(open.head.contains("application/openmetrics-text; version=1.0.0"), "{}", open.head);
     let open = Page::parse(&open.body, true);
     let plain = scrape(&node);
-    let names = |page: &Page| -> Vec<String> {
-        page.kinds
-            .iter()
-            .map(
-                |(name, kind)| {
-                    if page_is_counter(kind) { name.trim_end_matches("_total").to_owned() } else { name.clone() }
-                },
-            )
-            .collect()
+    let base = |(name, kind): (&String, &String)| match kind.as_str() {
+        "counter" => name.trim_end_matches("_total").to_owned(),
+        _ => name.clone(),
     };
+    let names = |page: &Page| page.kinds.iter().map(base).collect::<BTreeSet<String>>();
     assert_eq!(names(&open), names(&plain));
     let head = ask(limited(dial(&node)), "HEAD /metrics HTTP/1.1\r\nHost: node\r\n\r\n");
     assert!(head.status == 200 && head.body.is_empty() && head.head.contains("text/plain; version=0.0.4"), "{head:?}");
     node.finish();
-}
-
-fn page_is_counter(kind: &str) -> bool {
-    kind == "counter"
 }
 
 #[test]
@@ -302,7 +293,8 @@ fn documents_and_dashboard_name_what_there_is() {
     let table: Vec<_> = document.lines().filter_map(row).collect();
     let documented: BTreeMap<_, _> = table.iter().map(|(name, kind, _)| (name.clone(), kind.clone())).collect();
     assert_eq!(documented.len(), table.len(), "a metric comes twice");
-    let served: BTreeMap<_, _> = page.kinds.clone().into_iter().collect();
+    let (of_pods, served): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        page.kinds.clone().into_iter().partition(|(name, _)| name.starts_with("container_"));
     assert_eq!(documented, served);
     for (name, _, labels) in &table {
         let told = page.labels(name);
@@ -319,10 +311,64 @@ fn documents_and_dashboard_name_what_there_is() {
     let targets = panels.iter().filter_map(|panel| panel["targets"].as_array()).flatten();
     let shown = names(&targets.map(|target| target["expr"].as_str().unwrap()).collect::<Vec<_>>().join(" "));
     assert_eq!(shown, served.keys().cloned().collect());
+    let asked = panels.iter().filter_map(|panel| panel["targets"].as_array()).flatten().map(|t| t["expr"].to_string());
+    let asked: String = asked.collect::<Vec<_>>().join(" ");
+    let words = asked.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let mut words = words.filter(|word| word.starts_with("container_")).peekable();
+    assert!(words.peek().is_some());
+    words.for_each(|word| assert!(of_pods.contains_key(word), "{word}"));
     // What alerts ask for is there, too.
     let asked = names(&document).into_iter().filter(|name| name.starts_with("aril_"));
     let unknown: Vec<_> = asked.filter(|name| !served.contains_key(name)).collect();
     assert_eq!(unknown, [] as [String; 0]);
     pod.remove().unwrap();
+    node.finish();
+}
+
+#[test]
+fn containers_are_told_as_kubelet_tells_them() {
+    let node = served();
+    let name = "we\"ird\\name,={}";
+    let pod = node.pod("web").with(|c| c.metadata.as_mut().unwrap().namespace = name.to_owned()).run();
+    let container = pod.container(["/probe", "spin", "100000000"]).run();
+    let page = wait_for("the CPU time", PATIENCE, || {
+        let page = scrape(&node);
+        let used: f64 = page.all("container_cpu_usage_seconds_total").iter().map(|(_, value)| value).sum();
+        // Less than a second, and not nothing.
+        (used > 0.0).then_some(page)
+    });
+    let of = |labels: &[(String, String)], label: &str| labels.iter().find(|(n, _)| n == label).unwrap().1.clone();
+    let all = page.all("container_memory_usage_bytes");
+    let [(labels, used)] = &all[..] else { panic!("{all:?}") };
+    assert!(*used > 0.0);
+    assert_eq!(
+        (of(labels, "namespace"), of(labels, "pod"), of(labels, "name")),
+        (name.into(), "web".into(), container.id.clone())
+    );
+    assert!(
+        !of(labels, "container").is_empty()
+            && of(labels, "image").contains("probe")
+            && of(labels, "id").starts_with('/')
+    );
+    let network = page.all("container_network_receive_bytes_total");
+    assert!(
+        network.iter().any(|(labels, _)| of(labels, "interface") == "eth0" && of(labels, "pod") == "web"),
+        "{network:?}"
+    );
+
+    // Every name kubelet knows is here, and no other.
+    let request = aril::api::cri::ListMetricDescriptorsRequest::default();
+    let known =
+        node.cri().runtime(|mut c| async move { c.list_metric_descriptors(request).await }).unwrap().descriptors;
+    let mut known: Vec<String> = known.into_iter().map(|descriptor| descriptor.name).collect();
+    known.sort_unstable();
+    let told: Vec<String> = page.kinds.keys().filter(|name| name.starts_with("container_")).cloned().collect();
+    assert_eq!(told, known);
+    let accept = "application/openmetrics-text;version=1.0.0";
+    let open = Page::parse(&ask(limited(dial(&node)), &get(accept)).body, true);
+    assert_eq!(open.kinds["container_memory_failcnt"], "unknown");
+    assert_eq!(open.kinds["container_cpu_usage_seconds"], "counter");
+    pod.remove().unwrap();
+    assert!(scrape(&node).all("container_memory_usage_bytes").is_empty());
     node.finish();
 }
